@@ -1,0 +1,63 @@
+# make tour    set up an environment and run the tour       make test   set up and run the tests
+# make lint | docs | bench | examples | lock                PYTHON=...  use an interpreter that is already set up
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help tour test lint docs bench examples lock clean
+
+VENV := .venv
+ifdef PYTHON
+RUN := $(PYTHON)
+needs =
+else
+RUN := $(VENV)/bin/python
+# An environment is up to date when the stamp named by its lock's hash exists; a changed lock is a new name.
+needs = $(VENV)/stamps/$(1)-$(shell git hash-object requirements/$(1).txt)
+endif
+export MPLBACKEND := Agg
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:
+	@sed -n 's/^# \(make.*\)/\1/p' Makefile
+
+tour: $(call needs,examples)
+	$(RUN) -m examples.tour
+
+test: $(call needs,test)
+	$(RUN) -m pytest
+	$(RUN) -m pytest tests/devices
+
+lint: $(call needs,test)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyrefly check
+
+docs: $(call needs,docs)
+	$(RUN) -m sphinx -q -W --keep-going -b html docs build/docs
+
+bench: $(call needs,bench)
+	$(RUN) -m benchmarks
+
+lock:
+	$(VENV)/bin/python -m pip install --quiet uv
+	for name in run test docs examples bench; do \
+	  $(VENV)/bin/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	    requirements/$$name.in -o requirements/$$name.txt || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) build
+
+$(VENV)/bin/python:
+	@set -e; found=; for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if command -v $$python >/dev/null 2>&1 && \
+	     $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "jaxnm needs Python 3.11 to 3.14, and found none on PATH (python3 is: $$(python3 --version 2>&1))"; exit 1; fi; \
+	if ! $$found -c 'import ensurepip, venv' 2>/dev/null; then echo "$$found lacks the venv module (on Debian: apt-get install python3-venv)"; exit 1; fi; \
+	echo "setting up $(VENV) with $$($$found --version)"; $$found -m venv $(VENV)
+
+$(VENV)/stamps/%: $(VENV)/bin/python
+	@name=$$(echo $* | sed 's/-[0-9a-f]*$$//'); echo "installing requirements/$$name.txt"; \
+	$(VENV)/bin/python -m pip install --quiet --require-hashes -r requirements/$$name.txt
+	@mkdir -p $(VENV)/stamps && touch $@

@@ -1,0 +1,315 @@
+"""Worst-case rate over an interval of curvatures, and the stability limit.
+
+With characteristic polynomials d(z) = det(zI - A) and n(z) = C adj(zI - A) B the block of curvature lam has
+det(zI - A - lam B C) = d(z) - lam n(z). So an eigenvalue has modulus r exactly at the curvatures lam = d(z) / n(z)
+that are real with |z| = r. There, Im(d conj(n)) = sin(theta) U(cos theta) with a polynomial U of degree n - 1, whose
+real roots are found with certainty. Everything below reads off these *crossings*.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from jaxnm import arguments
+from jaxnm.first_order.methods import check_curvatures, curvatures_valid
+from jaxnm.first_order.spectral import spectral_radius
+from jaxnm.first_order.state_space import StateSpace, iteration_matrix
+from jaxnm.linalg import matmul
+
+_MAX_LEVELS = 64
+
+
+def quadratic_rate(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> Float[Array, ""]:
+    """Worst asymptotic rate per iterate over all quadratics with curvatures in [mu, L].
+
+    Args:
+      method: state-space form.
+      mu: smallest curvature, >= 0. At 0 most methods keep an eigenvalue 1, and the rate is then 1: none.
+      L: largest curvature, >= mu.
+
+    Returns:
+      scalar: the largest spectral radius of `iteration_matrix(method, lam)` over mu <= lam <= L. Below 1: linear
+      convergence. The error shrinks by this factor an iterate (not its square) after the transient.
+
+    Raises:
+      ValueError: Python numbers outside 0 <= mu <= L. Traced ones give NaN.
+
+    Cost: n <= 2: three closed forms. n >= 3: a search over crossings, typically 3 to 6 rounds of n + 2 eigenvalue
+    problems.
+    Accuracy: n <= 2: rounding, as the worst curvature is an end of the interval (the trace and the determinant are
+    affine in lam, so Jury's conditions at every radius cut out an interval). n >= 3: no curvature of the interval
+    exceeds the returned rate by more than a factor 1 + 1000 eps.
+    Differentiable where the worst curvature is unique (one-sided elsewhere) and `spectral_radius` is.
+
+    Example:
+      >>> from jaxnm.first_order import gradient_descent
+      >>> float(quadratic_rate(gradient_descent(0.5), 1.0, 3.0))
+      0.5
+    """
+    return _quadratic_rate(method, *_interval("quadratic_rate", method, mu, L))
+
+
+def worst_curvature(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> Float[Array, ""]:
+    """The curvature in [mu, L] at which `quadratic_rate` is attained.
+
+    Args:
+      method: state-space form.
+      mu: smallest curvature, >= 0.
+      L: largest curvature, >= mu.
+
+    Returns:
+      scalar in [mu, L]; where both ends tie exactly, L.
+
+    Raises:
+      ValueError: Python numbers outside 0 <= mu <= L. Traced ones give NaN.
+
+    Cost: that of `quadratic_rate`. Differentiable where it is an end of the interval (then it is that end); an
+    interior worst curvature has derivative 0 by convention.
+
+    Example:
+      >>> from jaxnm.first_order import gradient_descent
+      >>> float(worst_curvature(gradient_descent(0.5), 1.0, 3.5))
+      3.5
+    """
+    return _worst_curvature(method, *_interval("worst_curvature", method, mu, L))
+
+
+def is_stable(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> Bool[Array, ""]:
+    """Whether the method converges linearly on every quadratic with curvatures in [mu, L].
+
+    Args:
+      method: state-space form.
+      mu: smallest curvature, >= 0.
+      L: largest curvature, >= mu.
+
+    Returns:
+      bool scalar, `quadratic_rate(method, mu, L) < 1`; False for bad traced input.
+
+    Raises:
+      ValueError: Python numbers outside 0 <= mu <= L.
+
+    Cost: that of `quadratic_rate`. Not differentiable (a truth value).
+
+    Example:
+      >>> from jaxnm.first_order import gradient_descent
+      >>> bool(is_stable(gradient_descent(0.5), 1.0, 3.9)), bool(is_stable(gradient_descent(0.5), 1.0, 4.0))
+      (True, False)
+    """
+    return _quadratic_rate(method, *_interval("is_stable", method, mu, L)) < 1
+
+
+def stability_limit(method: StateSpace) -> Float[Array, ""]:
+    """The largest lam such that the method is stable on every curvature in (0, lam).
+
+    Args:
+      method: state-space form.
+
+    Returns:
+      scalar >= 0: 0 if small curvatures are unstable already, inf if every positive curvature is stable, NaN if the
+      method is not finite. Divide by L for the factor by which the step may grow, for methods where only the product
+      of step and curvature counts.
+
+    Cost: n <= 2: Jury's three affine conditions. n >= 3: the crossings of the unit circle.
+    Differentiable where the limit is positive and finite.
+
+    Example:
+      >>> from jaxnm.first_order import heavy_ball
+      >>> round(float(stability_limit(heavy_ball(0.1, 0.9))), 4)
+      38.0
+    """
+    return _stability_limit(method)
+
+
+def _interval(function: str, method: StateSpace, mu: ArrayLike, L: ArrayLike) -> list[Array]:
+    check_curvatures(function, mu, L, positive=False)
+    arrays = arguments.to_arrays(function, A=method.A, mu=mu, L=L)[1:]
+    for name, array in zip(("mu", "L"), arrays, strict=True):
+        arguments.check_real(function, name, array)
+        arguments.check_shape(function, name, array, "a scalar, shape ()", lambda shape: shape == ())
+    return arrays
+
+
+@jax.jit
+def _worst_curvature(method: StateSpace, mu: Array, L: Array) -> Array:
+    at_mu, at_L = _rate_at(method, mu), _rate_at(method, L)
+    at_end = at_L >= at_mu
+    worst = jnp.where(at_end, L, mu)
+    if method.num_states > 2:
+        frozen = jax.lax.stop_gradient((method, mu, L))
+        start = jax.lax.stop_gradient((jnp.maximum(at_mu, at_L), worst))
+        interior, curvature = _raise_level(*frozen, *start)
+        worst = jnp.where(interior, curvature, worst)
+    return arguments.nan_unless(worst, curvatures_valid(mu, L, positive=False) & jnp.isfinite(at_mu + at_L))
+
+
+@jax.jit
+def _quadratic_rate(method: StateSpace, mu: Array, L: Array) -> Array:
+    return _rate_at(method, _worst_curvature(method, mu, L))
+
+
+def _rate_at(method: StateSpace, curvature: Array) -> Array:
+    return spectral_radius(iteration_matrix(method, curvature))
+
+
+def _raise_level(method: StateSpace, mu: Array, L: Array, rate: Array, curvature: Array) -> tuple[Array, Array]:
+    """(found, curvature): the worst curvature strictly inside (mu, L), if one exceeds the rate at the ends.
+
+    The rate is raised until no eigenvalue crosses that modulus inside the interval: between two neighbouring
+    crossings the rate is above or below the level throughout, so one look at each midpoint tells, and the level can
+    be raised to the highest. Convergence is quadratic (as for the H-infinity norm: Boyd, Balakrishnan 1990).
+    """
+    margin = 1000 * jnp.finfo(rate.dtype).eps
+
+    def step(state: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
+        rate, curvature, found, _, rounds = state
+        level = jnp.maximum(rate * (1 + margin), jnp.finfo(rate.dtype).tiny ** 0.25)
+        crossings, _ = _crossings(method, level)
+        inside = (crossings > mu) & (crossings < L)
+        nodes = jnp.sort(jnp.concatenate([mu[None], jnp.where(inside, crossings, L), L[None]]))
+        middles = (nodes[:-1] + nodes[1:]) / 2
+        rates = _rate_at(method, middles)
+        best = jnp.argmax(rates)
+        higher = rates[best] > level
+        rate = jnp.where(higher, rates[best], rate)
+        return rate, jnp.where(higher, middles[best], curvature), found | higher, ~higher, rounds + 1
+
+    def unfinished(state: tuple[Array, Array, Array, Array, Array]) -> Array:
+        return ~state[3] & (state[4] < _MAX_LEVELS)
+
+    no = jnp.array(False)
+    _, curvature, found, _, _ = jax.lax.while_loop(unfinished, step, (rate, curvature, no, no, jnp.int32(0)))
+    return found, curvature
+
+
+def _characteristic_polynomials(method: StateSpace) -> tuple[Array, Array]:
+    """Ascending coefficients of d(z) [n + 1] and n(z) [n], by Faddeev and LeVerrier."""
+    A, n = method.A, method.num_states
+    identity = jnp.eye(n, dtype=A.dtype)
+    adjugate = identity
+    denominator, numerator = [jnp.ones((), A.dtype)], []
+    for k in range(1, n + 1):
+        numerator.append(matmul(method.C, matmul(adjugate, method.B)))
+        product = matmul(A, adjugate)
+        denominator.append(-jnp.trace(product) / k)
+        adjugate = product + denominator[-1] * identity
+    return jnp.stack(denominator[::-1]), jnp.stack(numerator[::-1])
+
+
+def _crossings(method: StateSpace, radius: Array) -> tuple[Array, Array]:
+    """The curvatures [n + 1] at which an eigenvalue has modulus `radius` (NaN pads), and the noise [n + 1] in each."""
+    n = method.num_states
+    d, numerator = _characteristic_polynomials(method)
+    powers = radius ** jnp.arange(n + 1, dtype=d.dtype)
+    d, numerator = d * powers, jnp.append(numerator, jnp.zeros((), d.dtype)) * powers
+    products = d[:, None] * numerator[None, :]
+    # Im(d conj(n)) = sum over m of s_m sin(m theta), and sin(m theta) = sin(theta) U_{m-1}(cos theta)
+    sines = jnp.stack([jnp.trace(products, offset=-m) - jnp.trace(products, offset=m) for m in range(1, n + 1)])
+    cosines = _real_roots(matmul(sines, jnp.asarray(_second_kind_chebyshev(n), d.dtype)))
+    end = jnp.ones((1,), d.dtype)
+    theta = jnp.arccos(jnp.clip(jnp.concatenate([cosines, end, -end]), -1, 1))
+    angles = jnp.arange(n + 1, dtype=d.dtype)[:, None] * theta[None, :]
+    d_values = jnp.stack([matmul(d, jnp.cos(angles)), matmul(d, jnp.sin(angles))])
+    n_values = jnp.stack([matmul(numerator, jnp.cos(angles)), matmul(numerator, jnp.sin(angles))])
+    squares = jnp.sum(n_values**2, 0)
+    usable = squares > 0
+    squares = jnp.where(usable, squares, jnp.ones_like(squares))
+    crossings = jnp.where(usable, jnp.sum(d_values * n_values, 0) / squares, jnp.nan)
+    noise = 10 * (n + 1) * jnp.finfo(d.dtype).eps * jnp.sum(jnp.abs(d)) / jnp.sqrt(squares)
+    return crossings, noise
+
+
+def _second_kind_chebyshev(count: int) -> np.ndarray:
+    """Ascending monomial coefficients of U_0..U_{count-1} as rows [count, count]."""
+    rows = np.zeros((count, count))
+    rows[0, 0] = 1
+    if count > 1:
+        rows[1, 1] = 2
+    for m in range(2, count):
+        rows[m, 1:] = 2 * rows[m - 1, :-1]
+        rows[m] -= rows[m - 2]
+    return rows
+
+
+def _real_roots(coefficients: Array) -> Array:
+    """The roots in [-1, 1] of a polynomial (ascending coefficients [m + 1]) as [m], NaN where there are fewer.
+
+    Between neighbouring roots of its derivative a polynomial is monotone, so it has at most one root there, which
+    bisection finds from the signs at both ends. A double root that rounding lifts off the axis may be missed.
+    """
+    degree = coefficients.shape[0] - 1
+    one = jnp.ones((1,), coefficients.dtype)
+    if degree == 0:
+        return jnp.zeros((0,), coefficients.dtype)
+    extrema = _real_roots(coefficients[1:] * jnp.arange(1, degree + 1, dtype=coefficients.dtype))
+    nodes = jnp.sort(jnp.concatenate([-one, jnp.where(jnp.isnan(extrema), one, extrema), one]))
+    evaluate = partial(jnp.polyval, coefficients[::-1])
+    low, high = nodes[:-1], nodes[1:]
+    rising = evaluate(low) <= 0
+    exists = (evaluate(low) <= 0) != (evaluate(high) <= 0)
+
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        left = (evaluate(middle) <= 0) == rising
+        return jnp.where(left, middle, low), jnp.where(left, high, middle)
+
+    low, high = jax.lax.fori_loop(0, jnp.finfo(coefficients.dtype).nmant + 4, halve, (low, high))
+    return jnp.where(exists, (low + high) / 2, jnp.nan)
+
+
+@jax.jit
+def _stability_limit(method: StateSpace) -> Array:
+    good = jnp.all(jnp.isfinite(method.A)) & jnp.all(jnp.isfinite(method.B)) & jnp.all(jnp.isfinite(method.C))
+    limit = _limit_by_jury(method) if method.num_states <= 2 else _limit_by_crossings(method)
+    return arguments.nan_unless(limit, good)
+
+
+def _limit_by_jury(method: StateSpace) -> Array:
+    """Each of Jury's conditions is affine in the curvature: constant + slope lam > 0."""
+    A, B, C = method.A, method.B, method.C
+    eps = jnp.finfo(A.dtype).eps
+    if method.num_states == 1:
+        one = jnp.ones_like(A[0, 0])
+        constants = [(one, -A[0, 0]), (one, A[0, 0])]
+        slopes = [-B[0] * C[0], B[0] * C[0]]
+    else:
+        products = A[0, 0] * A[1, 1], -A[0, 1] * A[1, 0]
+        one = jnp.ones_like(A[0, 0])
+        constants = [
+            (one, -A[0, 0], -A[1, 1], *products),
+            (one, A[0, 0], A[1, 1], *products),
+            (one, -products[0], -products[1]),
+        ]
+        # det(A + lam B C) = det(A) + lam C adj(A) B
+        slope = C[0] * (A[1, 1] * B[0] - A[0, 1] * B[1]) + C[1] * (A[0, 0] * B[1] - A[1, 0] * B[0])
+        trace = B[0] * C[0] + B[1] * C[1]
+        slopes = [slope - trace, slope + trace, -slope]
+    limit = jnp.full_like(A[0, 0], jnp.inf)
+    for terms, slope in zip(constants, slopes, strict=True):
+        constant = sum(terms[1:], terms[0])
+        at_zero = jnp.abs(constant) <= 4 * eps * sum(map(jnp.abs, terms[1:]), jnp.abs(terms[0]))
+        falling = slope < 0
+        bound = -constant / jnp.where(falling, slope, -jnp.ones_like(slope))
+        bound = jnp.where(falling, bound, jnp.inf)
+        # an eigenvalue on the circle at curvature zero, as every method has, must move inwards
+        bound = jnp.where(at_zero, jnp.where(slope > 0, jnp.inf, jnp.zeros_like(slope)), bound)
+        bound = jnp.where(~at_zero & (constant < 0), jnp.zeros_like(bound), bound)
+        limit = jnp.minimum(limit, bound)
+    return limit
+
+
+def _limit_by_crossings(method: StateSpace) -> Array:
+    frozen = jax.lax.stop_gradient(method)
+    crossings, noise = _crossings(frozen, jnp.ones((), method.A.dtype))
+    first = jnp.min(jnp.where(crossings > noise, crossings, jnp.inf))  # NaN compares false
+    crosses = jnp.isfinite(first)
+    at = jnp.where(crosses, first, jnp.ones_like(first))
+    stable_below = _rate_at(frozen, at / 2) < 1
+    # the limit moves so that the spectral radius there stays 1: d lam = -d rho / (d rho / d lam)
+    rate, slope = jax.value_and_grad(lambda curvature: _rate_at(frozen, curvature))(at)
+    moved = at - (_rate_at(method, at) - rate) / slope
+    value = jnp.where(crosses, at + (moved - jax.lax.stop_gradient(moved)), jnp.inf)
+    return jnp.where(stable_below, value, jnp.zeros_like(value))

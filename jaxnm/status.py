@@ -1,0 +1,154 @@
+"""Status codes: what went wrong at run time, and how to cure it.
+
+A result that can fail carries `status`, an int32 scalar (batched by `vmap` like any other leaf). Zero is success.
+Codes are never reused. Inside a transformation a status is data; outside, `raise_if_failed` turns it into an error.
+"""
+
+import enum
+from typing import Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Int32
+
+
+class Status(enum.IntEnum):
+    """What can be wrong with a result; `Status.X.meaning` and `Status.X.cure` say it in words."""
+
+    OK = 0
+    MAX_STEPS = 1
+    NONFINITE_INPUT = 2
+    NONFINITE_RESULT = 3
+    SINGULAR = 4
+    NOT_POSITIVE_DEFINITE = 5
+    NOT_STABLE = 6
+    NOT_SYMMETRIC = 7
+    INVALID_INPUT = 8
+
+    @property
+    def meaning(self) -> str:
+        """One sentence: what the code says about the result."""
+        return _EXPLANATIONS[self][0]
+
+    @property
+    def cure(self) -> str:
+        """One sentence: what the caller can do about it."""
+        return _EXPLANATIONS[self][1]
+
+
+_EXPLANATIONS = {
+    Status.OK: ("the result meets its tolerance", "nothing to do"),
+    Status.MAX_STEPS: (
+        "the iteration used all its steps before it met the tolerance",
+        "allow more steps, loosen the tolerance, or use float64",
+    ),
+    Status.NONFINITE_INPUT: ("an input holds inf or NaN", "find the first non-finite value upstream"),
+    Status.NONFINITE_RESULT: (
+        "finite input led to inf or NaN: the computation overflowed",
+        "scale the problem, or use float64",
+    ),
+    Status.SINGULAR: ("a matrix is singular to working precision", "check its rank, or add regularization"),
+    Status.NOT_POSITIVE_DEFINITE: (
+        "a matrix that must be positive definite is not",
+        "check its smallest eigenvalue, or add a multiple of the identity",
+    ),
+    Status.NOT_STABLE: (
+        "the spectral radius is one or above, so the series has no limit",
+        "use parameters inside the stability region (for a first-order method: a smaller step)",
+    ),
+    Status.NOT_SYMMETRIC: (
+        "a matrix that must be symmetric is not, beyond rounding",
+        "pass its symmetric part (a + a.T) / 2 if that is what is meant; a Hessian that is not symmetric "
+        "has a wrong custom derivative or second derivatives that do not exist",
+    ),
+    Status.INVALID_INPUT: (
+        "a traced argument lies outside the range that the docstring states",
+        "check the ranges in the docstring of the function",
+    ),
+}
+
+
+class NumericalFailure(ArithmeticError):  # noqa: N818 - the field says failure, and it reads well in a traceback
+    """At least one member of a result has a status other than OK."""
+
+
+class _HasStatus(Protocol):
+    @property
+    def status(self) -> Int32[Array, "..."]: ...
+
+
+_Result = TypeVar("_Result", bound=_HasStatus)
+
+
+def first_failing(*conditions: tuple[Bool[ArrayLike, "..."], Status]) -> Int32[Array, "..."]:
+    """The status of the first condition that holds, elementwise; OK where none does.
+
+    Args:
+      *conditions: pairs (condition, status), in order of precedence; the conditions broadcast together.
+
+    Returns:
+      int32 array of the broadcast shape, whatever the x64 setting is.
+
+    Example:
+      >>> int(first_failing((False, Status.SINGULAR), (True, Status.MAX_STEPS)))
+      1
+    """
+    status = jnp.int32(Status.OK)
+    for condition, code in reversed(conditions):
+        status = jnp.where(condition, jnp.int32(code), status)
+    return status
+
+
+def merge(*statuses: Int32[ArrayLike, "..."]) -> Int32[Array, "..."]:
+    """The first status that is not OK, elementwise: how a result reports a failure of the layers below it.
+
+    Example:
+      >>> int(merge(jnp.int32(Status.OK), jnp.int32(Status.SINGULAR), jnp.int32(Status.MAX_STEPS)))
+      4
+    """
+    merged = jnp.int32(Status.OK)
+    for status in reversed(statuses):
+        merged = jnp.where(jnp.asarray(status) != jnp.int32(Status.OK), status, merged)
+    return merged
+
+
+def raise_if_failed(result: _Result) -> _Result:
+    """Return `result` if every member of it is OK, and raise otherwise. For use outside `jit`.
+
+    Args:
+      result: anything with an int32 `status`, a scalar or a batch of any shape.
+
+    Returns:
+      `result` itself, so that the call can be chained.
+
+    Raises:
+      NumericalFailure: names the failing batch members (the first ten), the cause and the cure.
+      TypeError: called under a transformation, where the status is not yet known.
+
+    Example:
+      >>> import jaxnm
+      >>> jaxnm.raise_if_failed(jaxnm.linalg.solve_discrete_lyapunov(2 * jnp.eye(2), jnp.eye(2)))
+      Traceback (most recent call last):
+      ...
+      jaxnm.status.NumericalFailure: SteinSolution: NOT_STABLE: the spectral radius is one or above, ...
+    """
+    if isinstance(result.status, jax.core.Tracer):
+        raise TypeError(
+            "raise_if_failed: got a traced status, expected a concrete one; "
+            "inside jit, vmap or scan use result.status as data, and call raise_if_failed outside"
+        )
+    status = np.asarray(result.status)
+    if not status.any():
+        return result
+    lines = []
+    for code in np.unique(status[status != 0]):
+        known = Status(int(code))
+        where = ""
+        if status.ndim:
+            members = [tuple(int(i) for i in index) for index in np.argwhere(status == code)]
+            shown = ", ".join(str(index[0] if len(index) == 1 else index) for index in members[:10])
+            more = f" and {len(members) - 10} more" if len(members) > 10 else ""
+            where = f" in {len(members)} of {status.size} members ({shown}{more})"
+        lines.append(f"{type(result).__name__}: {known.name}{where}: {known.meaning}; {known.cure}")
+    raise NumericalFailure("\n".join(lines))
