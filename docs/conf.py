@@ -65,7 +65,9 @@ default_role = "code"
 # Modules whose public names must all be on a page of docs/api.
 PUBLIC_MODULES = ["jaxnm.status", "jaxnm.arguments", "jaxnm.trees", "jaxnm.linalg"]
 for _name in ["jaxnm.first_order", "jaxnm.plot.first_order"]:
-    if (ROOT / _name.replace(".", "/")).with_suffix(".py").exists() or list((ROOT / _name.replace(".", "/")).glob("*.py")):
+    if (ROOT / _name.replace(".", "/")).with_suffix(".py").exists() or list(
+        (ROOT / _name.replace(".", "/")).glob("*.py")
+    ):
         PUBLIC_MODULES.append(_name)
 
 

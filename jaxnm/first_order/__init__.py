@@ -26,3 +26,10 @@ from jaxnm.first_order.lyapunov import casoratian as casoratian
 from jaxnm.first_order.lyapunov import eigen_lyapunov as eigen_lyapunov
 from jaxnm.first_order.lyapunov import lyapunov_decrease as lyapunov_decrease
 from jaxnm.first_order.lyapunov import schur_lyapunov as schur_lyapunov
+from jaxnm.first_order.hessian import Spectrum as Spectrum
+from jaxnm.first_order.hessian import hessian_spectrum as hessian_spectrum
+from jaxnm.first_order.linearization import Linearization as Linearization
+from jaxnm.first_order.linearization import from_optax as from_optax
+from jaxnm.first_order.analysis import Analysis as Analysis
+from jaxnm.first_order.analysis import analyze as analyze
+from jaxnm.first_order.analysis import analyze_learning_rates as analyze_learning_rates

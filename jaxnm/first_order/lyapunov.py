@@ -146,42 +146,45 @@ def eigen_lyapunov(
       >>> bool(lyapunov_decrease(P, jnp.array([[0.5, 1.0], [0.0, 0.5]]), 0.6) >= -1e-6)
       True
     """
-    matrix, slack = arguments.to_arrays(
-        "eigen_lyapunov", matrix=matrix, slack=_checked_slack(slack)
-    ) if arguments.is_number(slack) else (jnp.asarray(matrix), jnp.asarray(slack))
+    (matrix,) = arguments.to_arrays("eigen_lyapunov", matrix=matrix)
     arguments.check_square("eigen_lyapunov", "matrix", matrix)
-    return _eigen_lyapunov(matrix, slack.real)
-
-
-def _checked_slack(slack: ArrayLike) -> ArrayLike:
     arguments.check_number("eigen_lyapunov", "slack", slack, "a finite number >= 0", lambda s: s >= 0, "pass 0 or more")
-    return slack
+    if arguments.is_number(slack):
+        slack = jnp.asarray(slack, jnp.finfo(matrix.dtype).dtype)
+    (slack,) = arguments.to_arrays("eigen_lyapunov", slack=slack)
+    return _eigen_lyapunov(matrix, slack)
 
 
 @jax.jit
 def _eigen_lyapunov(matrix: Array, slack: Array) -> Array:
+    by_vectors, by_scaling = eigen_lyapunov_candidates(matrix, slack)
+    return arguments.nan_unless(jnp.where(slack > 0, by_scaling, by_vectors), slack >= 0)
+
+
+def eigen_lyapunov_candidates(matrix: Array, slack: Array) -> tuple[Array, Array]:
+    """The two forms of `eigen_lyapunov` from one Schur form: by eigenvectors (NaN where defective), by scaling."""
     matrix = jax.lax.stop_gradient(matrix)
     n = matrix.shape[-1]
     form = schur(matrix)
     rows = left_eigenvectors(form)
-    by_vectors = matmul(rows.conj().mT, rows)
-    upper = jnp.abs(form.T - form.T * jnp.eye(n, dtype=form.T.dtype)[(None,) * (matrix.ndim - 2)])
-    coupling = jnp.sqrt(jnp.sum(upper**2, (-2, -1)))
-    ratio = jnp.minimum(slack / jnp.where(coupling > 0, coupling, jnp.ones_like(coupling)), 1)
-    ratio = jnp.where(coupling > 0, ratio, jnp.ones_like(ratio))
-    exponents = jnp.arange(n - 1, -1, -1, dtype=ratio.dtype)
-    scales = ratio[..., None] ** exponents[(None,) * ratio.ndim]
-    scaled = form.Q * scales[..., None, :].astype(form.Q.dtype)
-    by_scaling = matmul(scaled, scaled.conj().mT)
-    P = jnp.where(slack > 0, by_scaling, by_vectors)
-    if not jnp.iscomplexobj(matrix):
-        P = P.real
+    by_vectors = _normalize(matmul(rows.conj().mT, rows), matrix)
+    definite = eigh(by_vectors).values[..., 0] > n * jnp.finfo(matrix.dtype).eps
+    coupling = jnp.sqrt(jnp.sum(jnp.abs(jnp.triu(form.T, 1)) ** 2, (-2, -1)))
+    coupled = coupling > 0
+    delta = jnp.where(coupled, jnp.minimum(slack / jnp.where(coupled, coupling, jnp.ones_like(coupling)), 1), 1)
+    scales = jnp.stack([delta**k for k in range(n - 1, -1, -1)], -1)
+    scaled = form.Q * jnp.expand_dims(scales, -2).astype(form.Q.dtype)
+    by_scaling = _normalize(matmul(scaled, scaled.conj().mT), matrix)
+    return arguments.nan_unless(by_vectors, definite, 2), by_scaling
+
+
+def _normalize(P: Array, like: Array) -> Array:
+    """Hermitian, real where `like` is, and with unit largest eigenvalue."""
+    P = P if jnp.iscomplexobj(like) else P.real
     P = (P + P.conj().mT) / 2
-    values = eigh(P).values
-    smallest, largest = values[..., 0], values[..., -1]
-    P = P / jnp.where(largest > 0, largest, jnp.ones_like(largest))[..., None, None].astype(P.dtype)
-    definite = smallest > n * jnp.finfo(P.dtype).eps * largest
-    return arguments.nan_unless(P, definite | (slack > 0), 2)
+    largest = eigh(P).values[..., -1]
+    largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return P / jnp.expand_dims(largest, (-2, -1)).astype(P.dtype)
 
 
 def lyapunov_decrease(
@@ -207,9 +210,13 @@ def lyapunov_decrease(
       0.75
     """
     P, matrix = arguments.to_arrays("lyapunov_decrease", P=P, matrix=matrix)
-    (rate,) = arguments.to_arrays("lyapunov_decrease", rate=jnp.asarray(rate, P.real.dtype) if arguments.is_number(rate) else rate)
+    (rate,) = arguments.to_arrays(
+        "lyapunov_decrease", rate=jnp.asarray(rate, P.real.dtype) if arguments.is_number(rate) else rate
+    )
     arguments.check_square("lyapunov_decrease", "P", P)
-    arguments.check_shape("lyapunov_decrease", "matrix", matrix, f"[..., {P.shape[-1]}, {P.shape[-1]}]", lambda s: s[-2:] == P.shape[-2:])
+    arguments.check_shape(
+        "lyapunov_decrease", "matrix", matrix, f"[..., {P.shape[-1]}, {P.shape[-1]}]", lambda s: s[-2:] == P.shape[-2:]
+    )
     return _lyapunov_decrease(P, matrix, rate)
 
 

@@ -14,9 +14,7 @@ from jaxnm import arguments
 from jaxnm.first_order.state_space import StateSpace
 
 
-def three_parameter(
-    alpha: Float[ArrayLike, ""], beta: Float[ArrayLike, ""], gamma: Float[ArrayLike, ""]
-) -> StateSpace:
+def three_parameter(alpha: Float[ArrayLike, ""], beta: Float[ArrayLike, ""], gamma: Float[ArrayLike, ""]) -> StateSpace:
     """`x_{k+1} = x_k + beta (x_k - x_{k-1}) - alpha grad f(x_k + gamma (x_k - x_{k-1}))`, state (x_k, x_{k-1}).
 
     Args:
@@ -361,13 +359,17 @@ def quasi_hyperbolic(
 def check_curvatures(function: str, mu: object, L: object, *, positive: bool = True) -> None:
     """Refuse Python numbers outside 0 < mu <= L (0 <= mu unless `positive`)."""
     bound = "> 0" if positive else ">= 0"
-    remedy = "a strongly convex function has mu > 0: add l2 regularization" if positive else "negative curvature has no rate"
+    remedy = (
+        "a strongly convex function has mu > 0: add l2 regularization" if positive else "negative curvature has no rate"
+    )
     arguments.check_number(
         function, "mu", mu, f"a finite number {bound}", lambda mu: mu > 0 or (mu == 0 and not positive), remedy
     )
     arguments.check_number(function, "L", L, "a finite number > 0", lambda L: L > 0, "pass the largest curvature")
     if arguments.is_number(mu) and arguments.is_number(L) and mu > L:  # type: ignore[operator]
-        arguments.refuse(function, "mu", f"{mu!r} > L = {L!r}", "mu <= L", "mu is the smallest curvature, L the largest")
+        arguments.refuse(
+            function, "mu", f"{mu!r} > L = {L!r}", "mu <= L", "mu is the smallest curvature, L the largest"
+        )
 
 
 def curvatures_valid(mu: Array, L: Array, *, positive: bool = True) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from jaxnm import arguments
+from jaxnm import arguments, trees
 from jaxnm.first_order.methods import check_curvatures, curvatures_valid
 from jaxnm.first_order.spectral import spectral_radius
 from jaxnm.first_order.state_space import StateSpace, iteration_matrix
@@ -134,15 +134,12 @@ def _interval(function: str, method: StateSpace, mu: ArrayLike, L: ArrayLike) ->
 
 @jax.jit
 def _worst_curvature(method: StateSpace, mu: Array, L: Array) -> Array:
-    at_mu, at_L = _rate_at(method, mu), _rate_at(method, L)
-    at_end = at_L >= at_mu
-    worst = jnp.where(at_end, L, mu)
     if method.num_states > 2:
-        frozen = jax.lax.stop_gradient((method, mu, L))
-        start = jax.lax.stop_gradient((jnp.maximum(at_mu, at_L), worst))
-        interior, curvature = _raise_level(*frozen, *start)
-        worst = jnp.where(interior, curvature, worst)
-    return arguments.nan_unless(worst, curvatures_valid(mu, L, positive=False) & jnp.isfinite(at_mu + at_L))
+        curvature = _highest(*jax.lax.stop_gradient((method, mu, L)))
+        worst = jnp.where(curvature == mu, mu, jnp.where(curvature == L, L, curvature))
+    else:
+        worst = jnp.where(_rate_at(method, L) >= _rate_at(method, mu), L, mu)
+    return arguments.nan_unless(worst, curvatures_valid(mu, L, positive=False) & trees.all_finite(method))
 
 
 @jax.jit
@@ -154,34 +151,34 @@ def _rate_at(method: StateSpace, curvature: Array) -> Array:
     return spectral_radius(iteration_matrix(method, curvature))
 
 
-def _raise_level(method: StateSpace, mu: Array, L: Array, rate: Array, curvature: Array) -> tuple[Array, Array]:
-    """(found, curvature): the worst curvature strictly inside (mu, L), if one exceeds the rate at the ends.
+def _highest(method: StateSpace, mu: Array, L: Array) -> Array:
+    """The curvature in [mu, L] at which the rate is highest.
 
     The rate is raised until no eigenvalue crosses that modulus inside the interval: between two neighbouring
     crossings the rate is above or below the level throughout, so one look at each midpoint tells, and the level can
     be raised to the highest. Convergence is quadratic (as for the H-infinity norm: Boyd, Balakrishnan 1990).
     """
-    margin = 1000 * jnp.finfo(rate.dtype).eps
+    margin = 1000 * jnp.finfo(mu.dtype).eps
 
-    def step(state: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
-        rate, curvature, found, _, rounds = state
+    def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        rate, curvature, _, rounds = state
         level = jnp.maximum(rate * (1 + margin), jnp.finfo(rate.dtype).tiny ** 0.25)
         crossings, _ = _crossings(method, level)
         inside = (crossings > mu) & (crossings < L)
         nodes = jnp.sort(jnp.concatenate([mu[None], jnp.where(inside, crossings, L), L[None]]))
-        middles = (nodes[:-1] + nodes[1:]) / 2
-        rates = _rate_at(method, middles)
+        # the ends matter in the first round, where the level is still far below the rate there
+        candidates = jnp.concatenate([L[None], mu[None], (nodes[:-1] + nodes[1:]) / 2])
+        rates = _rate_at(method, candidates)
         best = jnp.argmax(rates)
         higher = rates[best] > level
-        rate = jnp.where(higher, rates[best], rate)
-        return rate, jnp.where(higher, middles[best], curvature), found | higher, ~higher, rounds + 1
+        rate, curvature = jnp.where(higher, rates[best], rate), jnp.where(higher, candidates[best], curvature)
+        return rate, curvature, ~higher, rounds + 1
 
-    def unfinished(state: tuple[Array, Array, Array, Array, Array]) -> Array:
-        return ~state[3] & (state[4] < _MAX_LEVELS)
+    def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
+        return ~state[2] & (state[3] < _MAX_LEVELS)
 
-    no = jnp.array(False)
-    _, curvature, found, _, _ = jax.lax.while_loop(unfinished, step, (rate, curvature, no, no, jnp.int32(0)))
-    return found, curvature
+    start = (jnp.zeros_like(L), L, jnp.array(False), jnp.int32(0))
+    return jax.lax.while_loop(unfinished, step, start)[1]
 
 
 def _characteristic_polynomials(method: StateSpace) -> tuple[Array, Array]:
@@ -262,9 +259,8 @@ def _real_roots(coefficients: Array) -> Array:
 
 @jax.jit
 def _stability_limit(method: StateSpace) -> Array:
-    good = jnp.all(jnp.isfinite(method.A)) & jnp.all(jnp.isfinite(method.B)) & jnp.all(jnp.isfinite(method.C))
     limit = _limit_by_jury(method) if method.num_states <= 2 else _limit_by_crossings(method)
-    return arguments.nan_unless(limit, good)
+    return arguments.nan_unless(limit, trees.all_finite(method))
 
 
 def _limit_by_jury(method: StateSpace) -> Array:

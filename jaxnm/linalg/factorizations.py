@@ -111,7 +111,9 @@ def svd(matrix: Num[ArrayLike, "*batch m n"]) -> SVD:
     """
     safe, good = _prepare("svd", matrix)
     left, values, right = jnp.linalg.svd(safe, full_matrices=False)
-    return SVD(arguments.nan_unless(left, good, 2), arguments.nan_unless(values, good, 1), arguments.nan_unless(right, good, 2))
+    return SVD(
+        arguments.nan_unless(left, good, 2), arguments.nan_unless(values, good, 1), arguments.nan_unless(right, good, 2)
+    )
 
 
 def qr(matrix: Num[ArrayLike, "*batch m n"]) -> QR:
@@ -235,5 +237,7 @@ def safe_norm(x: Num[ArrayLike, "..."], axis: int | None = None) -> Inexact[Arra
     scaled = x / scale
     squares = jnp.sum((scaled * scaled.conj()).real, axis=axis, keepdims=True)
     # where zero, sqrt is taken of 1 and the value put back by a factor that is 0: no infinite slope enters
-    norm = scale * jnp.sqrt(jnp.where(zero, jnp.ones_like(squares), squares)) * jnp.where(zero, 0, 1).astype(scale.dtype)
+    norm = (
+        scale * jnp.sqrt(jnp.where(zero, jnp.ones_like(squares), squares)) * jnp.where(zero, 0, 1).astype(scale.dtype)
+    )
     return jnp.squeeze(norm) if axis is None else jnp.squeeze(norm, axis=axis)

@@ -112,6 +112,17 @@ def _schur(matrix: Array) -> SchurForm:
 
 
 def _schur_member(matrix: Array) -> tuple[Array, Array, Array]:
+    T, Q, exponent, converged = _unsorted_schur(matrix, jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
+    T, Q = _sort(T, Q)
+    nan = jnp.full_like(T, jnp.nan)
+    return jnp.where(converged, _scale_by_power_of_two(T, exponent), nan), jnp.where(converged, Q, nan), converged
+
+
+def _unsorted_schur(matrix: Array, Q: Array) -> tuple[Array, Array, Array, Array]:
+    """(T, Q times the Schur vectors, exponent, converged), with T to be multiplied by 2^exponent.
+
+    Q may have any number of rows: none, where only the eigenvalues are wanted.
+    """
     n = matrix.shape[-1]
     finite = jnp.all(jnp.isfinite(matrix))
     matrix = jnp.where(finite, matrix, jnp.zeros_like(matrix))
@@ -120,15 +131,11 @@ def _schur_member(matrix: Array) -> tuple[Array, Array, Array]:
     exponent = jnp.where(size > 0, jnp.frexp(jnp.where(size > 0, size, jnp.ones_like(size)))[1], 0)
     scaled = _scale_by_power_of_two(matrix, -exponent)
     if n == 1:
-        T, Q, converged = scaled, jnp.ones_like(scaled), jnp.array(True)
-    elif n == 2:
-        T, Q, converged = _schur_two(scaled)
-    else:
-        T, Q, converged = _schur_by_qr_steps(*_hessenberg(scaled))
-    T, Q = _sort(T, Q)
-    converged &= finite
-    nan = jnp.full_like(T, jnp.nan)
-    return jnp.where(converged, _scale_by_power_of_two(T, exponent), nan), jnp.where(converged, Q, nan), converged
+        return scaled, Q, exponent, finite
+    if n == 2:
+        return *_schur_two(scaled, Q), exponent, finite
+    T, Q, converged = _schur_by_qr_steps(*_hessenberg(scaled, Q))
+    return T, Q, exponent, converged & finite
 
 
 def _scale_by_power_of_two(matrix: Array, exponent: Array) -> Array:
@@ -179,7 +186,7 @@ def _similarity(T: Array, Q: Array, i: int, c: Array, s: Array) -> tuple[Array, 
     return _rotate_columns(_rotate_rows(T, i, c, s), i, c, s), _rotate_columns(Q, i, c, s)
 
 
-def _schur_two(matrix: Array) -> tuple[Array, Array, Array]:
+def _schur_two(matrix: Array, Q: Array) -> tuple[Array, Array]:
     first, _ = _eigenvalues_two(matrix)
     # Either row of A - first annihilates the eigenvector: two candidates, parallel, of which one may be all rounding.
     # Their sum with phases aligned needs no choice; a choice near a tie could fall differently in each place where XLA
@@ -190,8 +197,8 @@ def _schur_two(matrix: Array) -> tuple[Array, Array, Array]:
     modulus = jnp.abs(inner)
     phase = jnp.where(modulus > 0, _over(inner, jnp.where(modulus > 0, modulus, jnp.ones_like(modulus))), 1)
     c, s = _rotation(*(by_top + phase * by_bottom))
-    T, Q = _similarity(matrix, jnp.eye(2, dtype=matrix.dtype), 0, c, s)
-    return T.at[1, 0].set(0), Q, jnp.array(True)
+    T, Q = _similarity(matrix, Q, 0, c, s)
+    return T.at[1, 0].set(0), Q
 
 
 def _eigenvalues_two(matrix: Array) -> tuple[Array, Array]:
@@ -201,16 +208,18 @@ def _eigenvalues_two(matrix: Array) -> tuple[Array, Array]:
     return mean - root, mean + root
 
 
-def _hessenberg(matrix: Array) -> tuple[Array, Array]:
-    """(H, Q) with matrix = Q H Q^H and H zero below its first subdiagonal, by Householder reflections."""
+def _hessenberg(matrix: Array, Q: Array) -> tuple[Array, Array]:
+    """(H, Q times the reflections) with H zero below its first subdiagonal, by Householder reflections."""
     n = matrix.shape[-1]
-    H, Q = matrix, jnp.eye(n, dtype=matrix.dtype)
+    H = matrix
     for k in range(n - 2):
         below = jnp.where(jnp.arange(n) > k, H[:, k], jnp.zeros_like(H[:, k]))
         length = jnp.sqrt(jnp.sum(_square(below)))
         pivot = below[k + 1]
         modulus = jnp.abs(pivot)
-        phase = jnp.where(modulus > 0, _over(pivot, jnp.where(modulus > 0, modulus, jnp.ones_like(modulus))), jnp.ones_like(pivot))
+        phase = jnp.where(
+            modulus > 0, _over(pivot, jnp.where(modulus > 0, modulus, jnp.ones_like(modulus))), jnp.ones_like(pivot)
+        )
         direction = below.at[k + 1].add(_times(phase, length))
         squares = jnp.sum(_square(direction))
         squares = jnp.where(squares > 0, squares, jnp.ones_like(squares))
@@ -274,7 +283,9 @@ def _schur_by_qr_steps(H: Array, Q: Array) -> tuple[Array, Array, Array]:
 def _shift(H: Array, bottom: Array, since: Array) -> Array:
     """Wilkinson's shift: the eigenvalue of the trailing 2 x 2 block nearer to its last entry; now and then another."""
     upper = jnp.maximum(bottom - 1, 0)
-    block = jnp.stack([jnp.stack([H[upper, upper], H[upper, bottom]]), jnp.stack([H[bottom, upper], H[bottom, bottom]])])
+    block = jnp.stack(
+        [jnp.stack([H[upper, upper], H[upper, bottom]]), jnp.stack([H[bottom, upper], H[bottom, bottom]])]
+    )
     first, second = _eigenvalues_two(block)
     wilkinson = jnp.where(_square(first - block[1, 1]) < _square(second - block[1, 1]), first, second)
     exceptional = (since + 1) % _STEPS_BEFORE_EXCEPTIONAL_SHIFT == 0
@@ -335,7 +346,10 @@ def _triangular_eigenvectors(T: Array) -> Array:
 
 @jax.custom_jvp
 def _eigenvalues_member(matrix: Array) -> Array:
-    return jnp.diagonal(_schur(matrix).T)
+    T, _, exponent, converged = _unsorted_schur(matrix, jnp.zeros((0, matrix.shape[-1]), matrix.dtype))
+    values = jnp.diagonal(T)
+    values = _scale_by_power_of_two(values[jnp.argsort(_square(values))], exponent)
+    return jnp.where(converged, values, jnp.full_like(values, jnp.nan))
 
 
 @_eigenvalues_member.defjvp

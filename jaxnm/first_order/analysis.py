@@ -1,0 +1,316 @@
+"""One question, one card: what a method does on a spectrum."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int32
+
+from jaxnm import arguments
+from jaxnm.first_order.hessian import Spectrum
+from jaxnm.first_order.linearization import check_affine, from_optax, linearize
+from jaxnm.first_order.lyapunov import eigen_lyapunov_candidates, lyapunov_decrease, schur_lyapunov
+from jaxnm.first_order.methods import check_curvatures
+from jaxnm.first_order.rates import quadratic_rate, stability_limit, worst_curvature
+from jaxnm.first_order.spectral import spectral_radius, transient_growth
+from jaxnm.first_order.state_space import StateSpace, iteration_matrix
+from jaxnm.status import Status, first_failing, merge
+
+_INTERVAL_POINTS = 257
+_TRANSIENT_STEPS = 300
+
+
+@flax.struct.dataclass
+class Analysis:
+    """What a method does on quadratics with a given spectrum; `str(analysis)` is a card, or a table for a batch."""
+
+    method: StateSpace
+    mu: Float[Array, "*batch"]
+    """Smallest curvature."""
+    L: Float[Array, "*batch"]
+    """Largest curvature."""
+    rate: Float[Array, "*batch"]
+    """Worst asymptotic rate per iterate, over the curvatures given or over all of the interval (mu, L)."""
+    worst_curvature: Float[Array, "*batch"]
+    """Where it is attained."""
+    curved_rate: Float[Array, "*batch"]
+    """The rate without the flat directions: of what does converge, where mu = 0 keeps an eigenvalue 1."""
+    flat_directions: Int32[Array, "*batch"]
+    """Curvatures that are zero to rounding; no method moves along them."""
+    negative_directions: Int32[Array, "*batch"]
+    """Curvatures below zero beyond rounding: the function is not convex."""
+    stability_limit: Float[Array, "*batch"]
+    """Largest curvature below which all positive ones are stable."""
+    transient_peak: Float[Array, "*batch"]
+    """Largest 2-norm of a power of a block over the curvatures: how far the error can overshoot before it decays."""
+    transient_index: Int32[Array, "*batch"]
+    """After how many steps."""
+    transient_curvature: Float[Array, "*batch"]
+    """At which curvature."""
+    schur_fraction: Float[Array, "*batch"]
+    """Share of the curvatures on which the Schur (Casoratian) Lyapunov function is valid."""
+    schur_valid: Bool[Array, "*batch"]
+    """Whether it is valid on all of them, and so certifies the rate."""
+    eigen_valid: Bool[Array, "*batch"]
+    """Whether the eigenvector Lyapunov function was found and checked on every curvature, for rate + eigen_slack."""
+    eigen_slack: Float[Array, "*batch"]
+    """0 where eigenvectors suffice; (1 - rate) / 100 where a defective block needed a slack."""
+    time_varying: Bool[Array, "*batch"]
+    """Whether the method is a snapshot of a time-varying one."""
+    status: Int32[Array, "*batch"]
+    """OK, NONFINITE_INPUT, or the status of the Spectrum."""
+    num_curvatures: int = flax.struct.field(pytree_node=False)
+    interval: bool = flax.struct.field(pytree_node=False)
+    name: str = flax.struct.field(pytree_node=False, default="")
+    learning_rate: Float[Array, "*batch"] | None = None
+    """The grid, where the analysis came from `analyze_learning_rates`."""
+
+    def __str__(self) -> str:
+        return _card(self) if jnp.ndim(self.rate) == 0 else _table(self)
+
+
+def analyze(
+    method: StateSpace | optax.GradientTransformation,
+    spectrum: Spectrum | Float[ArrayLike, "m"] | tuple[ArrayLike, ArrayLike],
+    *,
+    name: str = "",
+    warmup_steps: int = 3,
+) -> Analysis:
+    """Rate, stability limit, transient growth and Lyapunov functions of a method on a spectrum.
+
+    Args:
+      method: state-space form, or an optax transformation (then `from_optax` is called, outside `jit` only).
+      spectrum: a `Spectrum`, an array [m] of curvatures, or a pair (mu, L) that stands for every curvature between.
+      name: a title for the card.
+      warmup_steps: as in `from_optax`.
+
+    Returns:
+      `Analysis`. On a Spectrum or an array everything is evaluated at its m curvatures. On a pair the rate and its
+      curvature are certified for the whole interval; transient growth (300 steps) and the Lyapunov functions are
+      evaluated at 257 equidistant curvatures.
+
+    Raises:
+      ValueError: a pair outside 0 <= mu <= L, no curvatures, or a transformation that is not affine. TypeError:
+        integer arrays, or a method of another type.
+
+    Status: NONFINITE_INPUT where the method or a curvature is not finite; else that of the Spectrum.
+
+    Cost: m blocks, each with 300 powers and one Schur form. With a StateSpace it works under `jit` and `vmap`.
+    Differentiable in rate, stability limit and transient peak where those functions are.
+
+    Example:
+      >>> from jaxnm.first_order import optimal_heavy_ball
+      >>> round(float(analyze(optimal_heavy_ball(1.0, 9.0), (1.0, 9.0)).rate), 4)
+      0.5
+    """
+    time_varying = jnp.array(False)
+    if isinstance(method, optax.GradientTransformation):
+        linearization = from_optax(method, warmup_steps=warmup_steps)
+        method, time_varying = linearization.method, linearization.time_varying
+    elif not isinstance(method, StateSpace):
+        arguments.refuse(
+            "analyze",
+            "method",
+            f"of type {type(method).__name__}",
+            "a StateSpace or an optax transformation",
+            "build one with jaxnm.first_order.state_space(A, B, C)",
+            error=TypeError,
+        )
+    curvatures, interval, status = _curvatures("analyze", spectrum, method.A.dtype)
+    return _analyze(method, curvatures, time_varying, status, interval).replace(name=name)
+
+
+def analyze_learning_rates(
+    factory: Callable[[ArrayLike], optax.GradientTransformation],
+    learning_rates: Float[ArrayLike, "batch"],
+    spectrum: Spectrum | Float[ArrayLike, "m"] | tuple[ArrayLike, ArrayLike],
+    *,
+    name: str = "",
+    warmup_steps: int = 3,
+) -> Analysis:
+    """`analyze` for a grid of learning rates of one optax factory, in one call.
+
+    Args:
+      factory: learning rate to transformation, as `optax.sgd` or `lambda lr: optax.sgd(lr, momentum=0.9)`; it is
+        traced once, so it must not branch on the value.
+      learning_rates: [batch].
+      spectrum: as in `analyze`.
+      name: a title for the table.
+      warmup_steps: as in `from_optax`.
+
+    Returns:
+      `Analysis` with a leading axis [batch]; `str(...)` is a table, a row a learning rate, in order.
+
+    Raises:
+      ValueError, TypeError: as `from_optax` and `analyze`.
+
+    Cost: one linearization for the whole grid, then that of `analyze` a member.
+    Differentiable in the learning rates, under `jit` too (the test that the transformation is affine then has to be
+    made once outside).
+
+    Example:
+      >>> import optax
+      >>> rates = jnp.array([0.5, 1.0])
+      >>> analyze_learning_rates(optax.sgd, rates, (0.5, 1.0)).rate
+      Array([0.75, 0.5 ], dtype=float32)
+    """
+    (learning_rates,) = arguments.to_arrays("analyze_learning_rates", learning_rates=learning_rates)
+    arguments.check_shape(
+        "analyze_learning_rates", "learning_rates", learning_rates, "[batch]", lambda shape: len(shape) == 1
+    )
+    linearization = jax.vmap(lambda rate: linearize(factory(rate), warmup_steps))(learning_rates)
+    if not isinstance(linearization.residual, jax.core.Tracer):
+        check_affine("analyze_learning_rates", linearization)
+    method = jax.tree.map(lambda leaf: leaf.astype(learning_rates.dtype), linearization.method)
+    curvatures, interval, status = _curvatures("analyze_learning_rates", spectrum, method.A.dtype)
+    one = lambda method, time_varying: _analyze(method, curvatures, time_varying, status, interval)  # noqa: E731
+    return jax.vmap(one)(method, linearization.time_varying).replace(name=name, learning_rate=learning_rates)
+
+
+def _curvatures(function: str, spectrum: Any, dtype: Any) -> tuple[Array, bool, Array]:
+    """(curvatures [m], whether they stand for an interval, status)."""
+    status = jnp.int32(Status.OK)
+    if isinstance(spectrum, Spectrum):
+        return spectrum.eigenvalues, False, spectrum.status
+    if isinstance(spectrum, tuple):
+        if len(spectrum) != 2:
+            arguments.refuse(function, "spectrum", f"a tuple of {len(spectrum)}", "a pair (mu, L)", "pass an array")
+        check_curvatures(function, *spectrum, positive=False)
+        mu, L = (
+            jnp.asarray(end, dtype) if arguments.is_number(end) else arguments.to_arrays(function, spectrum=end)[0]
+            for end in spectrum
+        )
+        return jnp.stack([mu, L]), True, status
+    (curvatures,) = arguments.to_arrays(function, spectrum=spectrum)
+    arguments.check_real(function, "spectrum", curvatures)
+    arguments.check_shape(
+        function, "spectrum", curvatures, "[m] with m >= 1", lambda shape: len(shape) == 1 and shape[0] > 0
+    )
+    return curvatures, False, status
+
+
+def _analyze(method: StateSpace, given: Array, time_varying: Array, status: Array, interval: bool) -> Analysis:
+    mu, L = jnp.min(given), jnp.max(given)
+    if interval:
+        mu, L = given[0], given[1]
+        curvatures = mu + (L - mu) * jnp.linspace(0, 1, _INTERVAL_POINTS, dtype=given.dtype)
+        rate, worst = quadratic_rate(method, mu, L), worst_curvature(method, mu, L)
+        radii = spectral_radius(iteration_matrix(method, curvatures))
+    else:
+        curvatures = given
+        radii = spectral_radius(iteration_matrix(method, curvatures))
+        rate, worst = jnp.max(radii), curvatures[jnp.argmax(radii)]
+    return _evaluate(method, curvatures, radii, rate, worst, mu, L, time_varying, status, interval)
+
+
+@jax.jit(static_argnames="interval")
+def _evaluate(
+    method: StateSpace,
+    curvatures: Array,
+    radii: Array,
+    rate: Array,
+    worst: Array,
+    mu: Array,
+    L: Array,
+    time_varying: Array,
+    status: Array,
+    interval: bool,
+) -> Analysis:
+    blocks = iteration_matrix(method, curvatures)
+    resolution = jnp.finfo(curvatures.dtype).eps
+    # an eigensolver leaves errors of some eps max|lam| in the small eigenvalues of a Hessian
+    noise = 0 if interval else 4 * curvatures.shape[0] * resolution * jnp.max(jnp.abs(curvatures))
+    flat = jnp.abs(curvatures) <= noise
+    growth = transient_growth(blocks, _TRANSIENT_STEPS)
+    top = jnp.argmax(growth.peak)
+    schur = schur_lyapunov(method, curvatures)
+    slack = jnp.maximum((1 - rate) / 100, resolution)
+    by_vectors, by_scaling = eigen_lyapunov_candidates(blocks, slack)
+    defective = ~jnp.all(jnp.isfinite(by_vectors))
+    P = jnp.where(defective, by_scaling, by_vectors)
+    slack = jnp.where(defective, slack, jnp.zeros_like(slack))
+    decrease = lyapunov_decrease(P, blocks, jnp.broadcast_to(rate + slack, curvatures.shape))
+    size = jnp.max(jnp.abs(blocks), (-2, -1))
+    rounding = 100 * method.num_states**2 * resolution * (1 + size**2)
+    finite = jnp.all(jnp.isfinite(curvatures)) & jnp.isfinite(rate)
+    return Analysis(
+        method=method,
+        mu=mu,
+        L=L,
+        rate=rate,
+        worst_curvature=worst,
+        curved_rate=jnp.max(jnp.where(flat, 0, radii)),
+        flat_directions=jnp.sum(flat).astype(jnp.int32),
+        negative_directions=jnp.sum(curvatures < -noise).astype(jnp.int32),
+        stability_limit=stability_limit(method),
+        transient_peak=growth.peak[top],
+        transient_index=growth.index[top],
+        transient_curvature=curvatures[top],
+        schur_fraction=jnp.mean(schur.valid.astype(curvatures.dtype)),
+        schur_valid=jnp.all(schur.valid),
+        eigen_valid=jnp.all(decrease >= -rounding),
+        eigen_slack=slack,
+        time_varying=time_varying,
+        status=merge(status, first_failing((~finite, Status.NONFINITE_INPUT))),
+        num_curvatures=curvatures.shape[0],
+        interval=interval,
+    )
+
+
+def _card(analysis: Analysis) -> str:
+    a = jax.tree.map(np.asarray, analysis)
+    source = "every curvature between" if a.interval else f"{a.num_curvatures} curvatures"
+    kappa = f", kappa = {a.L / a.mu:.4g}" if a.mu > 0 else ""
+    lines = [("spectrum", f"mu = {a.mu:.4g}, L = {a.L:.4g}{kappa} ({source})")]
+    if a.status != Status.OK:
+        known = Status(int(a.status))
+        lines.append(("status", f"{known.name}: {known.meaning}; {known.cure}"))
+    lines.append(("rate per iterate", f"{a.rate:.6f}, worst at curvature {a.worst_curvature:.4g}{_halving(a.rate)}"))
+    if a.flat_directions:
+        lines.append(("flat directions", f"{a.flat_directions} (eigenvalue 1); rate of the rest {a.curved_rate:.6f}"))
+    if a.negative_directions:
+        lines.append(("not convex", f"{a.negative_directions} negative curvatures: the iteration leaves along them"))
+    limit = "every positive curvature" if np.isinf(a.stability_limit) else f"curvatures below {a.stability_limit:.4g}"
+    ratio = a.stability_limit / a.L if a.L > 0 else np.inf
+    lines.append(("stable on", limit + (f" = {ratio:.3g} L" if np.isfinite(ratio) else "")))
+    where = f"at step {a.transient_index}, curvature {a.transient_curvature:.4g}"
+    lines.append(("transient growth", f"{a.transient_peak:.4g} {where}"))
+    verdict = "certifies the rate" if a.schur_valid else "is no certificate"
+    lines.append(("Schur function", f"valid on {100 * a.schur_fraction:.4g} % of the curvatures: {verdict}"))
+    slack = f"the rate + {a.eigen_slack:.2g}" if a.eigen_slack > 0 else "the rate"
+    found = f"certifies {slack}" if a.eigen_valid else "not found within rounding"
+    lines.append(("eigenvector function", found))
+    if a.time_varying:
+        lines.append(("time-varying", "all of the above is a snapshot of one step"))
+    title = [a.name] if a.name else []
+    return "\n".join([*title, *(f"  {label:<21}{text}" for label, text in lines)])
+
+
+def _halving(rate: float) -> str:
+    if not rate < 1:
+        return " (no convergence)"
+    if rate == 0:
+        return " (finite termination)"
+    return f" ({np.log(0.1) / np.log(rate):.4g} iterates a digit)"
+
+
+def _table(analysis: Analysis) -> str:
+    """One row a member, batch axes flattened."""
+    columns: dict[str, Array | None] = {
+        "learning rate": analysis.learning_rate,
+        "rate": analysis.rate,
+        "worst at": analysis.worst_curvature,
+        "stable below": analysis.stability_limit,
+        "transient growth": analysis.transient_peak,
+        "Schur valid on %": 100 * analysis.schur_fraction,
+        "status": analysis.status,
+    }
+    shown = {title: np.ravel(np.asarray(column)) for title, column in columns.items() if column is not None}
+    rows = ["  ".join(shown)]
+    for values in zip(*shown.values(), strict=True):
+        rows.append("  ".join(f"{value:>{len(title)}.6g}" for title, value in zip(shown, values, strict=True)))
+    return "\n".join([*([analysis.name] if analysis.name else []), *rows])

@@ -1,0 +1,138 @@
+"""Pictures of first-order methods: rate maps, eigenvalues in the unit disc, errors against their envelope."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike, Float
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+
+from jaxnm import arguments
+from jaxnm.first_order import StateSpace, iteration_matrix, quadratic_rate
+from jaxnm.linalg import eigenvalues as matrix_eigenvalues
+
+
+def rate_map(
+    family: Callable[[Any, Any], StateSpace],
+    first: Float[ArrayLike, "columns"],
+    second: Float[ArrayLike, "rows"],
+    mu: float,
+    L: float,
+    *,
+    labels: tuple[str, str] = ("step size", "momentum"),
+    ax: Axes | None = None,
+) -> Axes:
+    """Worst rate on [mu, L] over two parameters of a family of methods; what does not converge is left grey.
+
+    Args:
+      family: (first, second) to a `StateSpace`, as `heavy_ball`.
+      first: [columns] values of the first parameter, along x.
+      second: [rows] values of the second parameter, along y.
+      mu: smallest curvature.
+      L: largest curvature.
+      labels: names of the parameters, with units where they have any.
+      ax: axes to draw into.
+
+    Returns:
+      the axes; the best point of the map is marked.
+
+    Raises:
+      ValueError: as `quadratic_rate`. TypeError: integer arrays.
+
+    Cost: columns x rows rates in one call.
+    """
+    first, second = arguments.to_arrays("rate_map", first=first, second=second)
+    ax = ax or _axes()
+    one = lambda a, b: quadratic_rate(family(a, b), mu, L)  # noqa: E731
+    rates = np.asarray(jax.jit(jax.vmap(jax.vmap(one, (0, None)), (None, 0)))(first, second))
+    shown = np.ma.masked_where(~(rates < 1), rates)
+    ax.set_facecolor("0.85")
+    mesh = ax.pcolormesh(first, second, shown, cmap="viridis_r", norm=Normalize(np.nanmin(rates), 1), shading="nearest")
+    ax.figure.colorbar(mesh, ax=ax, label="rate per iterate (grey: not below 1)")
+    row, column = np.unravel_index(np.nanargmin(rates), rates.shape)
+    ax.plot(
+        first[column], second[row], "w*", markeredgecolor="k", markersize=12, label=f"best: {rates[row, column]:.4f}"
+    )
+    ax.legend(loc="lower right")
+    ax.set(xlabel=labels[0], ylabel=labels[1], title=f"curvatures {mu:g} to {L:g}")
+    return ax
+
+
+def eigenvalue_disc(
+    method: StateSpace, curvatures: Float[ArrayLike, "m"], *, ax: Axes | None = None, label: str = ""
+) -> Axes:
+    """Eigenvalues of the iteration blocks in the complex plane, coloured by curvature, with the unit circle.
+
+    Args:
+      method: state-space form.
+      curvatures: [m].
+      ax: axes to draw into.
+      label: title.
+
+    Returns:
+      the axes; the dashed circle has the spectral radius.
+
+    Raises:
+      TypeError: integer arrays.
+
+    Cost: m small eigenvalue problems.
+    """
+    (curvatures,) = arguments.to_arrays("eigenvalue_disc", curvatures=curvatures)
+    ax = ax or _axes()
+    values = np.asarray(matrix_eigenvalues(iteration_matrix(method, curvatures)))
+    angle = np.linspace(0, 2 * np.pi, 400)
+    radius = np.max(np.abs(values))
+    ax.plot(np.cos(angle), np.sin(angle), "k-", linewidth=0.8)
+    ax.plot(radius * np.cos(angle), radius * np.sin(angle), "k--", linewidth=0.8, label=f"spectral radius {radius:.4f}")
+    colour = np.repeat(np.asarray(curvatures), values.shape[-1])
+    dots = ax.scatter(values.real.ravel(), values.imag.ravel(), c=colour, s=14, cmap="viridis", zorder=2)
+    ax.figure.colorbar(dots, ax=ax, label="curvature")
+    ax.legend(loc="upper left", fontsize="small")
+    ax.set(xlabel="real part", ylabel="imaginary part", title=label, aspect="equal")
+    return ax
+
+
+def error_envelope(
+    errors: Float[ArrayLike, "steps"] | Mapping[str, ArrayLike],
+    rate: float | Mapping[str, float],
+    *,
+    peak: float | Mapping[str, float] = 1.0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Errors over the iterations beside the envelope `peak * errors[0] * rate^k`.
+
+    Args:
+      errors: [steps] distances to the solution, or a mapping of such by name.
+      rate: asymptotic rate per iterate, or a mapping with the same names.
+      peak: transient growth, a factor on the envelope, or a mapping with the same names.
+      ax: axes to draw into.
+
+    Returns:
+      the axes: solid lines are errors, dashed ones of the same colour their envelopes.
+
+    Raises:
+      KeyError: a name in `errors` that `rate` or `peak` lacks.
+
+    Cost: none to speak of.
+    """
+    ax = ax or _axes()
+    several = errors if isinstance(errors, Mapping) else {"": errors}
+    for name, one in several.items():
+        values = np.asarray(one)
+        own_rate = rate[name] if isinstance(rate, Mapping) else rate
+        own_peak = peak[name] if isinstance(peak, Mapping) else peak
+        steps = np.arange(values.size)
+        (line,) = ax.semilogy(steps, values, label=f"{name} (rate {float(own_rate):.4f})".strip())
+        envelope = float(own_peak) * values[0] * float(own_rate) ** steps
+        visible = envelope >= np.min(values[values > 0], initial=np.inf) / 10
+        ax.semilogy(steps[visible], envelope[visible], "--", color=line.get_color(), linewidth=0.9)
+    ax.legend(fontsize="small")
+    ax.set(xlabel="iteration k", ylabel="|x_k - x*|", title="error (solid) and envelope peak * rate^k (dashed)")
+    return ax
+
+
+def _axes() -> Axes:
+    return plt.subplots(layout="constrained")[1]
