@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from docutils import nodes
+from nbclient import NotebookClient
 from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,8 +50,12 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_execution_show_tb = True
+nb_render_markdown_format = "myst"
 # Anything that a cell writes to stderr is a warning of somebody's, hence a failure of the build.
 nb_output_stderr = "warn"
+
+# The kernel warns of its local TCP socket on every page; what the cells write is not affected.
+NotebookClient.extra_arguments.default_args = (["--IPKernelApp.log_level=ERROR"],)
 
 # ------------------------------------------------------------------------------------------------------- reference
 autodoc_default_options = {"members": True, "exclude-members": "replace", "member-order": "bysource"}

@@ -69,7 +69,7 @@ _EXPLANATIONS = {
 }
 
 
-class NumericalFailure(ArithmeticError):  # noqa: N818 - the field says failure, and it reads well in a traceback
+class NumericalFailure(ArithmeticError):
     """At least one member of a result has a status other than OK."""
 
 

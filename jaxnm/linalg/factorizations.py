@@ -177,7 +177,7 @@ def cholesky(matrix: Num[ArrayLike, "*batch n n"]) -> Inexact[Array, "*batch n n
     return arguments.nan_unless(jnp.linalg.cholesky(safe, symmetrize_input=True), good, 2)
 
 
-def solve(matrix: Num[ArrayLike, "*batch n n"], right: Num[ArrayLike, "*batch n k"]) -> Inexact[Array, "*batch n k"]:
+def solve(matrix: Num[ArrayLike, "*#batch n n"], right: Num[ArrayLike, "*#batch n k"]) -> Inexact[Array, "*#batch n k"]:
     """Solve `matrix @ x = right` by LU with partial pivoting; all NaN for a member that failed, others unharmed.
 
     Args:

@@ -1,0 +1,197 @@
+"""One row for every public function: how to call it, and which promises do not apply to it, with the reason."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxnm
+from jaxnm import arguments, first_order, linalg, status, trees
+
+Build = Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A public function under contract.
+
+    `build(dtype)` returns a function of arrays and its arguments. A reason instead of True says why a promise does not
+    apply: `differentiable`, `transformable` (jit, vmap, export: host-side functions have a reason here). `heavy` rows
+    compile in float64 and are exported in float32, so that the table stays affordable.
+    """
+
+    name: str
+    build: Build
+    differentiable: bool | str = True
+    transformable: bool | str = True
+    heavy: bool = False
+
+
+def _matrix(dtype: Any, *shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def _positive(dtype: Any, n: int) -> jax.Array:
+    a = np.random.default_rng(0).normal(size=(n, n))
+    return jnp.asarray(a @ a.T + n * np.eye(n), dtype)
+
+
+def _number(value: float) -> Callable[[Any], jax.Array]:
+    return lambda dtype: jnp.asarray(value, dtype)
+
+
+def _of(function: Callable[..., Any], *makers: Callable[[Any], Any]) -> Build:
+    return lambda dtype: (function, tuple(make(dtype) for make in makers))
+
+
+def _method(dtype: Any, n: int = 2) -> first_order.StateSpace:
+    number = lambda value: jnp.asarray(value, dtype)  # noqa: E731
+    if n == 2:
+        return first_order.nesterov(number(0.5), number(0.4))
+    A = np.array([[1.0, -0.12, -0.08], [0.0, 0.3, 0.0], [0.0, 0.3, 0.2]])
+    return first_order.state_space(
+        jnp.asarray(A, dtype), jnp.asarray([-0.4, 1.0, 1.0], dtype), jnp.asarray([1.0, 0, 0], dtype)
+    )
+
+
+def _curvatures(dtype: Any) -> jax.Array:
+    return jnp.asarray([0.1, 0.5, 1.0], dtype)
+
+
+def _quadratic_loss(scale: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
+    return scale * jnp.sum(params["w"] ** 4) + jnp.sum(params["w"] ** 2 * jnp.arange(1, 4, dtype=scale.dtype))
+
+
+def _hessian_spectrum(scale: jax.Array, w: jax.Array) -> first_order.Spectrum:
+    return first_order.hessian_spectrum(jax.tree_util.Partial(_quadratic_loss, scale), {"w": w})
+
+
+def _grid(rates: jax.Array, curvatures: jax.Array) -> first_order.Analysis:
+    return first_order.analyze_learning_rates(lambda rate: optax.sgd(rate, momentum=0.5), rates, curvatures)
+
+
+def _constructor(name: str, *values: float) -> Row:
+    return Row(f"first_order.{name}", _of(getattr(first_order, name), *map(_number, values)))
+
+
+_HOST = "decides on the host while tracing; covered by tests/test_arguments.py"
+_DISCRETE = "returns a truth value or a code"
+
+
+def _solve_status(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    return lambda x: status.first_failing((x > 0, status.Status.SINGULAR)), (jnp.asarray(1.0, dtype),)
+
+
+def _merge(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    return lambda x: status.merge((x > 0).astype(jnp.int32), jnp.int32(4)), (jnp.asarray(1.0, dtype),)
+
+
+ROWS = [
+    Row("linalg.matmul", _of(linalg.matmul, lambda d: _matrix(d, 2, 3), lambda d: _matrix(d, 3, 2))),
+    Row("linalg.einsum", _of(lambda a: linalg.einsum("ij,ji->", a, a), lambda d: _matrix(d, 3, 3))),
+    Row("linalg.svd", _of(linalg.svd, lambda d: _matrix(d, 3, 2))),
+    Row("linalg.qr", _of(linalg.qr, lambda d: _matrix(d, 3, 2))),
+    Row("linalg.eigh", _of(linalg.eigh, lambda d: _positive(d, 3))),
+    Row("linalg.cholesky", _of(linalg.cholesky, lambda d: _positive(d, 3))),
+    Row("linalg.solve", _of(linalg.solve, lambda d: _positive(d, 3), lambda d: _matrix(d, 3, 2))),
+    Row("linalg.safe_norm", _of(linalg.safe_norm, lambda d: _matrix(d, 4))),
+    Row(
+        "linalg.schur",
+        _of(linalg.schur, lambda d: _matrix(d, 3, 3)),
+        differentiable="T and Q are not unique; `eigenvalues` is differentiable",
+        heavy=True,
+    ),
+    Row("linalg.eigenvalues", _of(linalg.eigenvalues, lambda d: _matrix(d, 3, 3, seed=3)), heavy=True),
+    Row(
+        "linalg.left_eigenvectors",
+        _of(lambda a: linalg.left_eigenvectors(linalg.schur(a)), lambda d: _matrix(d, 2, 2)),
+        differentiable="eigenvectors are not unique",
+        heavy=True,
+    ),
+    Row(
+        "linalg.solve_discrete_lyapunov",
+        _of(linalg.solve_discrete_lyapunov, lambda d: 0.3 * _matrix(d, 2, 2), lambda d: _positive(d, 2)),
+    ),
+    Row("trees.all_finite", _of(lambda x: trees.all_finite({"x": x}), lambda d: _matrix(d, 3)), _DISCRETE),
+    Row("trees.is_floating", _of(trees.is_floating, lambda d: _matrix(d, 3)), _DISCRETE, _HOST),
+    Row("trees.check_same_structure", _of(lambda x: trees.check_same_structure("f", a=x, b=x), _curvatures), _HOST, _HOST),
+    Row("status.first_failing", _solve_status, _DISCRETE),
+    Row("status.merge", _merge, _DISCRETE),
+    Row(
+        "raise_if_failed",
+        _of(lambda m: jaxnm.raise_if_failed(first_order.hessian_spectrum(lambda x: m * x @ x, _curvatures(m.dtype))), _number(1.0)),
+        "raises on the host",
+        "needs a concrete status: raises on the host; covered by tests/test_status.py",
+    ),
+    *(
+        Row(f"arguments.{name}", _of(lambda x: arguments.is_number(x), _number(1.0)), _HOST, _HOST)
+        for name in (
+            "refuse", "is_number", "to_arrays", "complex_dtype", "check_shape", "check_square", "check_real",
+            "check_number", "check_count",
+        )
+    ),
+    Row("arguments.nan_unless", _of(lambda x: arguments.nan_unless(x, jnp.array(True)), lambda d: _matrix(d, 3))),
+    Row(
+        "first_order.state_space",
+        _of(first_order.state_space, lambda d: _matrix(d, 2, 2), lambda d: _matrix(d, 2), lambda d: _matrix(d, 2)),
+    ),
+    Row("first_order.iteration_matrix", _of(first_order.iteration_matrix, _method, _curvatures)),
+    _constructor("three_parameter", 0.5, 0.3, 0.2),
+    _constructor("gradient_descent", 0.5),
+    _constructor("heavy_ball", 0.5, 0.3),
+    _constructor("nesterov", 0.5, 0.3),
+    _constructor("optimal_gradient_descent", 0.1, 1.0),
+    _constructor("optimal_heavy_ball", 0.1, 1.0),
+    _constructor("optimal_nesterov", 0.1, 1.0),
+    _constructor("triple_momentum", 0.1, 1.0),
+    _constructor("robust_momentum", 0.8, 0.1, 1.0),
+    _constructor("gauss_seidel_nesterov", 0.5, 0.3),
+    _constructor("optimal_gauss_seidel_nesterov", 0.1, 1.0),
+    _constructor("optimistic_gradient", 0.3),
+    _constructor("quasi_hyperbolic", 0.5, 0.9, 0.7),
+    Row("first_order.spectral_radius", _of(first_order.spectral_radius, lambda d: _matrix(d, 2, 2))),
+    Row("first_order.transient_growth", _of(lambda m: first_order.transient_growth(m, 5), lambda d: _matrix(d, 2, 2))),
+    Row("first_order.quadratic_rate", _of(first_order.quadratic_rate, _method, _number(0.1), _number(1.0))),
+    Row("first_order.worst_curvature", _of(first_order.worst_curvature, _method, _number(0.1), _number(1.0))),
+    Row("first_order.is_stable", _of(first_order.is_stable, _method, _number(0.1), _number(1.0)), _DISCRETE),
+    Row("first_order.stability_limit", _of(first_order.stability_limit, _method)),
+    Row("first_order.schur_lyapunov", _of(first_order.schur_lyapunov, _method, _curvatures)),
+    Row("first_order.casoratian", _of(first_order.casoratian, *[lambda d, s=s: _matrix(d, 3, seed=s) for s in range(4)])),
+    Row(
+        "first_order.eigen_lyapunov",
+        _of(first_order.eigen_lyapunov, lambda d: _matrix(d, 2, 2)),
+        "eigenvectors of repeated eigenvalues are not",
+        heavy=True,
+    ),
+    Row(
+        "first_order.lyapunov_decrease",
+        _of(first_order.lyapunov_decrease, lambda d: _positive(d, 2), lambda d: 0.3 * _matrix(d, 2, 2), _number(0.9)),
+    ),
+    Row(
+        "first_order.from_optax",
+        lambda d: (lambda rate: first_order.from_optax(optax.sgd(float(rate), momentum=0.9)), (jnp.asarray(0.1, d),)),
+        "analyze_learning_rates is",
+        "the verdict (affine or not) is by values on the host; analyze_learning_rates maps over hyperparameters",
+    ),
+    Row("first_order.hessian_spectrum", _of(_hessian_spectrum, _number(0.3), _curvatures)),
+    Row("first_order.analyze", _of(first_order.analyze, _method, _curvatures), heavy=True),
+    Row("first_order.analyze_learning_rates", _of(_grid, lambda d: jnp.asarray([0.5, 0.7], d), _curvatures), heavy=True),
+    *(
+        Row(f"plot.first_order.{name}", _of(lambda x: None, _number(1.0)), "draws", "draws on the host; see tests/plot")
+        for name in ("rate_map", "eigenvalue_disc", "error_envelope")
+    ),
+]  # fmt: skip
+# The same functions on their other path: n = 3 states, where eigenvalues come from the QR iteration.
+LARGER = [
+    Row("first_order.spectral_radius", _of(first_order.spectral_radius, lambda d: _matrix(d, 3, 3)), heavy=True),
+    Row(
+        "first_order.quadratic_rate",
+        _of(first_order.quadratic_rate, lambda d: _method(d, 3), _number(0.1), _number(1.0)),
+        heavy=True,
+    ),
+    Row("first_order.stability_limit", _of(first_order.stability_limit, lambda d: _method(d, 3)), heavy=True),
+]
