@@ -1,4 +1,7 @@
-"""Sphinx configuration. `make docs` builds; a warning, a failing cell or an undocumented public name fails the build."""
+"""Sphinx configuration: `make docs` builds.
+
+A warning, a failing cell, a public name without an entry, or a guarantee whose test is gone fails the build.
+"""
 
 import ast
 import dataclasses
@@ -24,7 +27,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("MPLBACKEND", None)
 
 import jaxnm  # noqa: E402
-import jaxnm.arguments  # noqa: E402
 
 project = "jaxnm"
 author = "the jaxnm authors"
@@ -68,12 +70,14 @@ napoleon_custom_sections = ["Status"]
 default_role = "code"
 
 # Modules whose public names must all be on a page of docs/api.
-PUBLIC_MODULES = ["jaxnm.status", "jaxnm.arguments", "jaxnm.trees", "jaxnm.linalg"]
-for _name in ["jaxnm.first_order", "jaxnm.plot.first_order"]:
-    if (ROOT / _name.replace(".", "/")).with_suffix(".py").exists() or list(
-        (ROOT / _name.replace(".", "/")).glob("*.py")
-    ):
-        PUBLIC_MODULES.append(_name)
+PUBLIC_MODULES = [
+    "jaxnm.status",
+    "jaxnm.arguments",
+    "jaxnm.trees",
+    "jaxnm.linalg",
+    "jaxnm.first_order",
+    "jaxnm.plot.first_order",
+]
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -96,14 +100,17 @@ def escape_plain_text(app, what, name, obj, options, lines):
     """Bars, asterisks and trailing underscores mean themselves in our docstrings, outside code and examples."""
     if re.match(r"Alias for field number \d+$", lines[0] if lines else ""):
         lines[:] = [""]
-    example = False
+    example, indent = False, ""
     for i, line in enumerate(lines):
         example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
         if not example:
             parts = re.split(r"(`[^`]*`)", line)
             parts[::2] = [re.sub(r"([|*\\]|_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
-            # "TypeError: this. ValueError: that." is two entries
-            lines[i] = re.sub(r"^(\s+)(\w+Error: .*?\.) (?=\w+Error: )", r"\1\2\n\1", "".join(parts))
+            lines[i] = "".join(parts)
+        # "TypeError: this. ValueError: that." is two entries
+        if entry := re.match(r"(\s+)\w+Error: ", line):
+            indent = entry[1]
+        lines[i] = re.sub(r"\. (?=\w+Error: )", f".\n{indent}", lines[i])
     if what in {"attribute", "property"} and lines:
         lines[0] = lines[0].replace(":", COLON)
     lines[:] = "\n".join(lines).split("\n")
@@ -153,9 +160,18 @@ def check_complete(app, env):
                 logging.getLogger(__name__).warning("docs/api lacks the public name %s.%s", module_name, name)
 
 
+def check_named_tests(app, env):
+    """Warn of each test that the guarantees name and that is not there."""
+    text = (ROOT / "docs/guarantees.md").read_text()
+    for path, test in re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`", text):
+        if not (ROOT / path).exists() or (test and f"def {test}(" not in (ROOT / path).read_text()):
+            logging.getLogger(__name__).warning("guarantees.md names a test that does not exist: %s %s", path, test)
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", escape_plain_text, priority=100)
     app.connect("autodoc-process-docstring", restore_colons, priority=900)
     app.connect("doctree-read", shorten_types)
     app.connect("autodoc-process-signature", signature_as_written)
     app.connect("env-check-consistency", check_complete)
+    app.connect("env-check-consistency", check_named_tests)

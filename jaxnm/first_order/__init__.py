@@ -1,3 +1,14 @@
+"""What rate will my optimizer have, why, and how badly can it overshoot first?
+
+`state_space` holds the one representation, z+ = A z + B grad f(C z), and its blocks on a quadratic; `methods` the named
+methods in it; `linearization` brings any affine optax transformation into it. `spectral` has the spectral radius and
+the transient growth of a block, `rates` the worst case over an interval of curvatures, `lyapunov` the quadratic
+Lyapunov functions. `hessian` computes the curvatures of a model, and `analysis` puts all of it on one card.
+
+Read in the order state_space, methods, spectral, rates, lyapunov, linearization, hessian, analysis.
+Source of the theory: arXiv:2310.15880, with corrections that the guide lists and computes.
+"""
+
 from jaxnm.first_order.analysis import Analysis as Analysis
 from jaxnm.first_order.analysis import analyze as analyze
 from jaxnm.first_order.analysis import analyze_learning_rates as analyze_learning_rates

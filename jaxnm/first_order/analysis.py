@@ -290,8 +290,8 @@ def _card(analysis: Analysis) -> str:
     return "\n".join([*title, *(f"  {label:<21}{text}" for label, text in lines)])
 
 
-def _halving(rate: float) -> str:
-    if not rate < 1:
+def _halving(rate: np.ndarray) -> str:
+    if not rate < 1 - 100 * np.finfo(rate.dtype).eps:
         return " (no convergence)"
     if rate == 0:
         return " (finite termination)"

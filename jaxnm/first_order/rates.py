@@ -86,7 +86,8 @@ def is_stable(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, 
       L: largest curvature, >= mu.
 
     Returns:
-      bool scalar, `quadratic_rate(method, mu, L) < 1`; False for bad traced input.
+      bool scalar: `quadratic_rate(method, mu, L)` is below 1 by more than rounding (8 n eps); False for bad traced
+      input, and where mu = 0 keeps an eigenvalue 1.
 
     Raises:
       ValueError: Python numbers outside 0 <= mu <= L.
@@ -98,7 +99,8 @@ def is_stable(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, 
       >>> bool(is_stable(gradient_descent(0.5), 1.0, 3.9)), bool(is_stable(gradient_descent(0.5), 1.0, 4.0))
       (True, False)
     """
-    return _quadratic_rate(method, *_interval("is_stable", method, mu, L)) < 1
+    rate = _quadratic_rate(method, *_interval("is_stable", method, mu, L))
+    return rate < 1 - 8 * method.num_states * jnp.finfo(rate.dtype).eps
 
 
 def stability_limit(method: StateSpace) -> Float[Array, ""]:

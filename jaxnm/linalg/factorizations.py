@@ -174,7 +174,8 @@ def cholesky(matrix: Num[ArrayLike, "*batch n n"]) -> Inexact[Array, "*batch n n
       2.0
     """
     safe, good = _prepare("cholesky", matrix, square=True)
-    return arguments.nan_unless(jnp.linalg.cholesky(safe, symmetrize_input=True), good, 2)
+    factor = jnp.linalg.cholesky(safe, symmetrize_input=True)
+    return arguments.nan_unless(factor, good & _member_finite(factor), 2)
 
 
 def solve(matrix: Num[ArrayLike, "*#batch n n"], right: Num[ArrayLike, "*#batch n k"]) -> Inexact[Array, "*#batch n k"]:
@@ -234,8 +235,7 @@ def safe_norm(x: Num[ArrayLike, "..."], axis: int | None = None) -> Inexact[Arra
     zero = largest == 0
     usable = jnp.isfinite(largest) & ~zero
     scale = jnp.where(usable, largest, jnp.ones_like(largest))
-    scaled = x / scale
-    squares = jnp.sum((scaled * scaled.conj()).real, axis=axis, keepdims=True)
+    squares = jnp.sum((x.real / scale) ** 2 + (x.imag / scale) ** 2, axis=axis, keepdims=True)
     # where zero, sqrt is taken of 1 and the value put back by a factor that is 0: no infinite slope enters
     norm = (
         scale * jnp.sqrt(jnp.where(zero, jnp.ones_like(squares), squares)) * jnp.where(zero, 0, 1).astype(scale.dtype)

@@ -15,7 +15,7 @@ from jaxnm.status import Status, first_failing
 # Up to this size a product is written out as a sum of n outer products along the batch: on a CPU that is several times
 # faster than a batched matrix product of such small matrices.
 _LARGEST_UNROLLED = 16
-# A CPU works through a large batch in blocks of this many bytes an operand, measured up to twice as fast as all at once.
+# A CPU works through a large batch in blocks of this many bytes an operand, up to twice as fast as all at once.
 # Not a power of two: rows at such distances compete for the same lines of the cache.
 _BLOCK_BYTES = 100_000
 
@@ -177,4 +177,4 @@ def _norm(matrix: Array) -> Array:
     """Frobenius norm of each member, without overflow."""
     largest = _largest(matrix)
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
-    return scale * jnp.sqrt(jnp.sum(jnp.abs(matrix / scale[None, None]) ** 2, (0, 1)))
+    return scale * jnp.sqrt(jnp.sum((jnp.abs(matrix) / scale[None, None]) ** 2, (0, 1)))

@@ -90,7 +90,7 @@ def _cases(rows, modes):
 
 @pytest.mark.parametrize(("row", "mode"), _cases(TRANSFORMABLE, MODES))
 def test_values(row: Row, mode: str):
-    """Called outside jit with annotations checked: the output has the input's precision, int32 status, finite numbers."""
+    """Called outside jit, annotations checked: output of the input's precision, int32 status, finite numbers."""
     dtype, x64 = MODES[mode]
     with jax.enable_x64(x64):
         function, args, other = _arguments(row, dtype)

@@ -1,0 +1,153 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxnm import first_order
+from jaxnm.first_order import StateSpace, is_stable, quadratic_rate, stability_limit, worst_curvature
+
+_random = np.random.default_rng(1)
+_rates = jax.jit(jax.vmap(quadratic_rate))
+_worst = jax.jit(jax.vmap(worst_curvature))
+_limits = jax.jit(jax.vmap(stability_limit))
+_MU, _L = 0.1, 2.0
+
+
+def _methods(batch, n):
+    A = _random.normal(size=(batch, n, n)) * 0.4
+    return A, _random.normal(size=(batch, n)), _random.normal(size=(batch, n))
+
+
+def _dense_rates(A, B, C, curvatures):
+    blocks = A[:, None] + curvatures[:, None, None] * (B[:, :, None] * C[:, None, :])[:, None]
+    return np.abs(np.linalg.eigvals(blocks)).max(-1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_no_curvature_of_a_fine_grid_is_worse(n):
+    """Certified from above: the grid never exceeds the rate; attained: the rate occurs at the curvature returned."""
+    A, B, C = _methods(100, n)
+    method = StateSpace(*map(jnp.asarray, (A, B, C)))
+    mu, L = jnp.full(100, _MU), jnp.full(100, _L)
+    rate, worst = np.asarray(_rates(method, mu, L)), np.asarray(_worst(method, mu, L))
+    grid = _dense_rates(A, B, C, np.linspace(_MU, _L, 2001)).max(1)
+    assert (rate >= grid * (1 - 1e-9)).all()
+    attained = np.array(
+        [_dense_rates(A[i : i + 1], B[i : i + 1], C[i : i + 1], worst[i : i + 1])[0, 0] for i in range(100)]
+    )
+    np.testing.assert_allclose(attained, rate, rtol=1e-7)
+    assert ((worst >= _MU) & (worst <= _L)).all()
+    if n <= 2:
+        assert np.isin(worst, [_MU, _L]).all()
+
+
+def _with_interior_maximum():
+    """Three states whose worst curvature lies inside (0.1, 2): found by a search, kept as numbers."""
+    for seed in range(2000):
+        random = np.random.default_rng(seed)
+        A, B, C = random.normal(size=(1, 3, 3)) * 0.4, random.normal(size=(1, 3)), random.normal(size=(1, 3))
+        values = _dense_rates(A, B, C, np.linspace(_MU, _L, 41))[0]
+        if values[1:-1].max() > 1.02 * max(values[0], values[-1]):
+            return A[0], B[0], C[0]
+    raise AssertionError("no example found")
+
+
+def test_interior_maximum_of_three_states():
+    A, B, C = _with_interior_maximum()
+    method = first_order.state_space(*map(jnp.asarray, (A, B, C)))
+    rate, worst = float(quadratic_rate(method, _MU, _L)), float(worst_curvature(method, _MU, _L))
+    curvatures = np.linspace(_MU, _L, 20_001)
+    values = _dense_rates(A[None], B[None], C[None], curvatures)[0]
+    assert _MU < worst < _L
+    assert rate >= values.max()
+    assert rate == pytest.approx(values.max(), rel=1e-6)
+    # a smooth interior maximum: moving the ends of the interval changes nothing
+    assert jax.grad(quadratic_rate, argnums=(1, 2))(method, _MU, _L) == (0, 0)
+
+
+def test_heavy_ball_has_rate_sqrt_momentum_exactly_where_theory_says():
+    """(1 - sqrt(a mu))^2 <= b and (1 - sqrt(a L))^2 <= b if and only if every curvature gives a complex pair."""
+    a, b = (x.ravel() for x in np.meshgrid(np.linspace(0.05, 3.5, 25), np.linspace(0.02, 0.98, 25)))
+    method = jax.vmap(first_order.heavy_ball)(jnp.asarray(a), jnp.asarray(b))
+    rate = np.asarray(_rates(method, jnp.full(a.shape, 0.1), jnp.full(a.shape, 1.0)))
+    complex_pairs = ((1 - np.sqrt(a * 0.1)) ** 2 <= b) & ((1 - np.sqrt(a)) ** 2 <= b)
+    assert complex_pairs.any() and not complex_pairs.all()
+    np.testing.assert_allclose(rate[complex_pairs], np.sqrt(b[complex_pairs]), rtol=1e-7)
+    assert (rate[~complex_pairs] > np.sqrt(b[~complex_pairs]) * (1 + 1e-9)).all()
+
+
+def test_stability_limits_in_closed_form():
+    """2 / a; 2 (1 + b) / a; 2 (1 + b) / (a (1 + 2 b)) below the determinant's bound; 2 / (3 a) for optimistic steps."""
+    for a, b in [(0.1, 0.0), (0.1, 0.5), (2.0, 0.9)]:
+        assert float(stability_limit(first_order.gradient_descent(a))) == pytest.approx(2 / a, rel=1e-14)
+        assert float(stability_limit(first_order.heavy_ball(a, b))) == pytest.approx(2 * (1 + b) / a, rel=1e-13)
+        expected = 2 * (1 + b) / (a * (1 + 2 * b))
+        assert float(stability_limit(first_order.nesterov(a, b))) == pytest.approx(expected, rel=1e-13)
+        assert float(stability_limit(first_order.optimistic_gradient(a))) == pytest.approx(2 / (3 * a), rel=1e-13)
+
+
+def test_stability_limit_extremes():
+    assert float(stability_limit(first_order.heavy_ball(0.1, 1.5))) == 0
+    assert float(stability_limit(first_order.gradient_descent(0.0))) == 0  # the eigenvalue 1 never moves
+    damped = first_order.state_space(jnp.diag(jnp.array([0.5, 0.2])), jnp.zeros(2), jnp.ones(2))
+    assert float(stability_limit(damped)) == np.inf
+    three = first_order.state_space(0.5 * jnp.eye(3), jnp.zeros(3), jnp.ones(3))
+    assert float(stability_limit(three)) == np.inf
+    unstable = first_order.state_space(2.0 * jnp.eye(3), jnp.zeros(3), jnp.ones(3))
+    assert float(stability_limit(unstable)) == 0
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_stability_limit_is_where_stability_ends(n):
+    """Methods with an eigenvalue 1 at curvature zero, as optimizers have; compared with a scan of eigenvalues."""
+    batch = 60
+    A, B, C = _methods(batch, n)
+    A[:, :, 0], C = 0, np.zeros((batch, n))
+    A[:, 0, 0], C[:, 0], B[:, 0] = 1, 1, -np.abs(B[:, 0])
+    limits = np.asarray(_limits(StateSpace(*map(jnp.asarray, (A, B, C)))))
+    curvatures = np.geomspace(1e-6, 1e4, 4001)
+    stable = _dense_rates(A, B, C, curvatures) < 1
+    first_unstable = np.where(stable.all(1), np.inf, curvatures[np.argmin(stable, 1)])
+    finite = np.isfinite(first_unstable) & (first_unstable > 2e-6)
+    assert finite.sum() > 20
+    np.testing.assert_allclose(limits[finite], first_unstable[finite], rtol=6e-3)
+    assert (limits[first_unstable <= 1e-6] == 0).all()
+
+
+def test_is_stable_agrees_with_the_rate_and_is_false_at_one():
+    method = first_order.heavy_ball(0.1, 0.9)
+    limit = float(stability_limit(method))
+    assert bool(is_stable(method, 0.01, 0.999 * limit))
+    assert not bool(is_stable(method, 0.01, 1.001 * limit))
+    assert not bool(is_stable(method, 0.0, 1.0))
+
+
+def test_zero_curvature_has_rate_one():
+    for method in (first_order.heavy_ball(0.1, 0.5), first_order.optimistic_gradient(0.1)):
+        assert float(quadratic_rate(method, 0.0, 1.0)) == pytest.approx(1, abs=1e-15)
+
+
+def test_derivatives():
+    """Away from ties and double roots, to second order for n = 2 and, by implicit differentiation, first for n = 3."""
+    rate = lambda a, b, mu, L: quadratic_rate(first_order.nesterov(a, b), mu, L)  # noqa: E731
+    check_grads(jax.jit(rate), (0.7, 0.4, 0.1, 1.0), order=2)
+    limit = lambda a, b: stability_limit(first_order.nesterov(a, b))  # noqa: E731
+    check_grads(jax.jit(limit), (0.7, 0.4), order=2)
+
+    def chain(a):
+        A = jnp.stack([jnp.stack([1.0, -0.3 * a, -0.2 * a]), jnp.array([0, 0.3, 0]), jnp.array([0, 0.3, 0.2])])
+        return first_order.state_space(A, jnp.stack([-a, 1.0, 1.0]), jnp.array([1.0, 0, 0]))
+
+    for value in (jax.jit(lambda a: quadratic_rate(chain(a), 0.1, 1.0)), jax.jit(lambda a: stability_limit(chain(a)))):
+        difference = (value(0.4 + 1e-6) - value(0.4 - 1e-6)) / 2e-6
+        assert float(jax.grad(value)(0.4)) == pytest.approx(float(difference), rel=1e-6)
+
+
+def test_the_two_realizations_of_momentum_have_one_rate():
+    """Heavy ball in (x_k, x_{k-1}) and in (x, trace): similar matrices, the same answers."""
+    a, b = 0.7, 0.35
+    trace = first_order.state_space(jnp.array([[1.0, -a * b], [0.0, b]]), jnp.array([-a, 1.0]), jnp.array([1.0, 0.0]))
+    ball = first_order.heavy_ball(a, b)
+    assert float(quadratic_rate(trace, 0.03, 1.0)) == pytest.approx(float(quadratic_rate(ball, 0.03, 1.0)), rel=1e-13)
+    assert float(stability_limit(trace)) == pytest.approx(float(stability_limit(ball)), rel=1e-13)
