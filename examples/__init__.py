@@ -1,1 +1,4 @@
-"""Runnable examples: `python -m examples.tour` runs the chapters of the tour, of which `optimizer_rates` is the first."""
+"""Runnable examples. `python -m examples.tour` runs the chapters of the tour.
+
+`optimizer_rates` is the first chapter, on the losses of `problems`.
+"""

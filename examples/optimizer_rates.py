@@ -18,13 +18,11 @@ import optax
 from jax import Array
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from sklearn import datasets
 
 import jaxnm.first_order as fo
-from jaxnm import raise_if_failed
+from examples.problems import REGULARIZATION, Problem, breast_cancer, handwritten_digits, minimize
 from jaxnm.plot.first_order import eigenvalue_disc, error_envelope, rate_map
 
-REGULARIZATION = 0.01
 NEAR = 1e-6
 """Distance from the minimizer at which runs start that test the linear theory."""
 WINDOW = (1e-7, 3e-13)
@@ -32,26 +30,17 @@ WINDOW = (1e-7, 3e-13)
 MARGIN = 0.02
 """How far below and above the learning-rate limit it is tested."""
 NUM_SECTIONS = 14
+HOW_TO_READ = """\
+Near its minimizer a smooth loss is a quadratic, and an optimizer that is affine in the gradient is a small matrix for
+each curvature (eigenvalue of the Hessian). Each card first says what `analyze` predicts from these matrices; below
+"observed" stands what the optax optimizer did on the loss itself.
+  rate           factor of |x_k - x*| an iterate; observed: fitted to the run from w = 0 before it reaches rounding
+  less predicted the difference in iterates a digit (a factor ten)
+  blocks there   the same difference when the matrices are stepped over the same iterates: how far the slope there is
+                 from its limit, whatever the loss"""
 
 Factory = Callable[[Any], optax.GradientTransformation]
 Section = tuple[str, dict[str, bool]]
-
-
-class Problem(NamedTuple):
-    """A loss with its minimizer and the eigenvalues and eigenvectors of its Hessian there."""
-
-    data: str
-    loss: Callable[[Array], Array]
-    solution: Array
-    gradient: float
-    """Norm of the gradient at the solution."""
-    spectrum: fo.Spectrum
-    modes: Array
-    """[d, d]: eigenvectors in the columns, in the order of the spectrum."""
-    curvature_at_zero: float
-    """Largest eigenvalue of the Hessian where the runs start."""
-    num_steps: int
-    """How many iterations each run takes."""
 
 
 class Comparison(NamedTuple):
@@ -81,76 +70,21 @@ class Comparison(NamedTuple):
 def sections(folder: Path) -> Iterator[Section]:
     """The parts of the chapter, one at a time: a text and the checks made on the way. Pictures go to `folder`."""
     problem = minimize(*breast_cancer(), num_steps=1500)
-    yield introduction(problem)
+    text, held = introduction(problem)
+    yield f"{HOW_TO_READ}\n\n{text}", held
     comparisons = {}
-    for name, (factory, learning_rate) in optimizers(problem.spectrum.mu, problem.spectrum.L).items():
+    for name, (factory, learning_rate) in optimizers(problem.spectrum).items():
         comparisons[name] = compare(problem, name, factory, learning_rate)
         yield card(comparisons[name]), checks(comparisons[name])
     yield without_rate()
     yield learning_rates(problem, folder / "learning_rates.png")
     digits = minimize(*handwritten_digits(), num_steps=500)
     yield introduction(digits)
-    factory, learning_rate = optimizers(digits.spectrum.mu, digits.spectrum.L)["Nesterov, tuned"]
+    factory, learning_rate = optimizers(digits.spectrum)["Nesterov, tuned"]
     on_digits = compare(digits, "digits, Nesterov, tuned", factory, learning_rate)
     yield card(on_digits), checks(on_digits)
     yield pictures(problem, comparisons, folder), {}
     yield summary(comparisons | {"digits, Nesterov, tuned": on_digits}), {}
-
-
-# ------------------------------------------------------------------------------------------------- problems
-
-
-def breast_cancer() -> tuple[str, Callable[[Array], Array], Array]:
-    """Description, logistic loss on standardized features and a constant, and where to start; the bias counts too."""
-    features, classes = datasets.load_breast_cancer(return_X_y=True)
-    data = f"breast cancer ({features.shape[0]} x {features.shape[1]}, 2 classes)"
-    features = (features - features.mean(0)) / features.std(0)
-    features = jnp.asarray(np.column_stack([features, np.ones(len(features))]))
-    signs = jnp.asarray(2.0 * classes - 1.0)
-
-    def loss(params: Array) -> Array:
-        return jnp.mean(jax.nn.softplus(-signs * (features @ params))) + REGULARIZATION / 2 * jnp.sum(params**2)
-
-    return data, loss, jnp.zeros(features.shape[1])
-
-
-def handwritten_digits() -> tuple[str, Callable[[Array], Array], Array]:
-    """Description, softmax loss on the pixels and a constant, and where to start."""
-    pixels, classes = datasets.load_digits(return_X_y=True)
-    data = f"handwritten digits ({pixels.shape[0]} x {pixels.shape[1]}, 10 classes)"
-    features = jnp.asarray(np.column_stack([pixels / 16, np.ones(len(pixels))]))
-    labels = jnp.asarray(classes)
-
-    def loss(params: Array) -> Array:
-        entropies = optax.softmax_cross_entropy_with_integer_labels(features @ params, labels)
-        return jnp.mean(entropies) + REGULARIZATION / 2 * jnp.sum(params**2)
-
-    return data, loss, jnp.zeros((features.shape[1], 10))
-
-
-def minimize(data: str, loss: Callable[[Array], Array], start: Array, num_steps: int) -> Problem:
-    """Newton's method until the gradient is rounding."""
-
-    @jax.jit
-    def derivatives(params: Array) -> tuple[Array, Array]:
-        return jax.grad(loss)(params).ravel(), jax.hessian(loss)(params).reshape(params.size, params.size)
-
-    params = start
-    for _ in range(20):
-        gradient, hessian = derivatives(params)
-        if jnp.linalg.norm(gradient) < 1e-14:
-            break
-        params = params - jnp.linalg.solve(hessian, gradient).reshape(params.shape)
-    return Problem(
-        data=data,
-        loss=loss,
-        solution=params,
-        gradient=float(jnp.linalg.norm(gradient)),
-        spectrum=raise_if_failed(fo.hessian_spectrum(loss, params)),
-        modes=jnp.linalg.eigh(hessian)[1],
-        curvature_at_zero=float(jnp.linalg.eigvalsh(derivatives(start)[1])[-1]),
-        num_steps=num_steps,
-    )
 
 
 def introduction(problem: Problem) -> Section:
@@ -168,12 +102,12 @@ def introduction(problem: Problem) -> Section:
     }
 
 
-def optimizers(mu: Array, L: Array) -> dict[str, tuple[Factory, float]]:
+def optimizers(spectrum: fo.Spectrum) -> dict[str, tuple[Factory, float]]:
     """Name to (learning rate to optax transformation, learning rate)."""
-    mu, L = float(mu), float(L)
+    mu, L = float(spectrum.mu), float(spectrum.L)
     momentum = (L**0.5 - mu**0.5) / (L**0.5 + mu**0.5)
-    chain = lambda rate: optax.chain(optax.trace(0.5), optax.trace(0.3), optax.scale(-rate))  # noqa: E731
-    average = lambda rate: optax.chain(optax.ema(0.7, debias=False), optax.scale(-rate))  # noqa: E731
+    chain = lambda rate: optax.chain(optax.trace(0.5), optax.trace(0.3), optax.scale(-rate))
+    average = lambda rate: optax.chain(optax.ema(0.7, debias=False), optax.scale(-rate))
     return {
         "gradient descent": (optax.sgd, 2 / (mu + L)),
         "heavy ball, tuned": (partial(optax.sgd, momentum=momentum**2), 4 / (mu**0.5 + L**0.5) ** 2),
@@ -194,7 +128,7 @@ def runner(problem: Problem, factory: Factory) -> Callable[..., Array]:
     The first of the n states are the parameters, the others those of the optimizer, in the order of `from_optax`.
     """
 
-    def states(params: Array, state: Any) -> Array:
+    def states(params: Any, state: Any) -> Array:
         others = [leaf for leaf in jax.tree.leaves(state) if jnp.shape(leaf) == params.shape]
         return jnp.stack([leaf.ravel() for leaf in (params, *others)])
 
@@ -218,7 +152,7 @@ def optimizer_state(optimizer: optax.GradientTransformation, params: Array, stat
     """The optimizer's state after its first step, which some treat apart, with `states` [n - 1, d] put into it."""
     _, state = optimizer.update(jnp.zeros_like(params), optimizer.init(params), params)
     values = iter(states)
-    put = lambda leaf: next(values).reshape(params.shape) if jnp.shape(leaf) == params.shape else leaf  # noqa: E731
+    put = lambda leaf: next(values).reshape(params.shape) if jnp.shape(leaf) == params.shape else leaf
     return jax.tree.map(put, state)
 
 
@@ -335,7 +269,10 @@ def card(comparison: Comparison) -> str:
     blocks = iterates_a_digit(c.blocks) / iterates_a_digit(a.rate) - 1
     lines = [
         ("observed rate", f"{c.observed:.6f} ({iterates_a_digit(c.observed):.4g} iterates a digit)"),
-        ("  less predicted", f"{100 * difference(c):+.2f} % in iterates a digit, fitted over iterates {first} to {last}"),
+        (
+            "  less predicted",
+            f"{100 * difference(c):+.2f} % in iterates a digit, fitted over iterates {first} to {last}",
+        ),
         ("  blocks there", f"{100 * blocks:+.2f} %{explanation(c)}"),
         ("observed growth", f"{c.growth:.4g} from the worst state {NEAR:g} away (predicted {a.transient_peak:.4g})"),
         ("observed Lyapunov", lyapunov(c)),
@@ -429,17 +366,17 @@ def learning_rates(problem: Problem, path: Path) -> Section:
 
 def summary(comparisons: dict[str, Comparison]) -> str:
     """One row an optimizer."""
+    pair = f"{'predicted':>11} {'observed':>9}"
     lines = [
-        f"{'':<27}{'rate':^19}{'iterates a digit':^28}{'transient growth':^19}",
-        f"{'':<27}{'predicted':>9} {'observed':>9}{'predicted':>10} {'observed':>9} {'':>8}"
-        f"{'predicted':>10} {'observed':>9}",
+        f"{'Summary':<25}{'rate per iterate':>21}{'iterates a digit':>21}{'':9}{'transient growth':>21}",
+        f"{'':<25}{pair}{pair}{'':9}{pair}",
     ]
     for name, c in comparisons.items():
         a = c.analysis
         lines.append(
-            f"{name:<27}{a.rate:>9.5f} {c.observed:>9.5f}{iterates_a_digit(a.rate):>10.2f} "
-            f"{iterates_a_digit(c.observed):>9.2f} {100 * difference(c):>+6.2f} %"
-            f"{a.transient_peak:>10.3f} {c.growth:>9.3f}"
+            f"{name:<25}{a.rate:>11.5f} {c.observed:>9.5f}"
+            f"{iterates_a_digit(a.rate):>11.2f} {iterates_a_digit(c.observed):>9.2f} {100 * difference(c):>+6.2f} %"
+            f"{a.transient_peak:>11.3f} {c.growth:>9.3f}"
         )
     return "\n".join(lines)
 
@@ -478,11 +415,11 @@ def draw_runs(comparisons: dict[str, Comparison]) -> Figure:
 def draw_rate_map(mu: float, L: float, comparisons: dict[str, Comparison]) -> Figure:
     """Where the heavy-ball runs lie among all step sizes and momenta."""
     figure, ax = plt.subplots(figsize=(7, 5), layout="constrained")
-    rate_map(fo.heavy_ball, jnp.linspace(0.1, 20, 250), jnp.linspace(0, 0.99, 250), mu, L, ax=ax)
+    rate_map(fo.heavy_ball, jnp.linspace(0.1, 27, 300), jnp.linspace(0, 0.99, 250), mu, L, ax=ax)
     for name, marker in (("heavy ball, tuned", "x"), ("heavy ball, momentum 0.9", "o")):
         method, rate = comparisons[name].analysis.method, comparisons[name].analysis.rate
         ax.plot(-method.B[0], method.A[1, 1], marker, color="r", linestyle="", label=f"{name}: {rate:.4f}")
-    ax.axhline(0.5, color="r", linestyle=":", label="grid of learning rates")
+    ax.axhline(0.5, color="r", linestyle=":", label="momentum 0.5: the grid")
     ax.legend(loc="lower right", fontsize="small")
     ax.set(xlabel="learning rate", title=f"heavy ball, worst rate on curvatures {mu:.4g} to {L:.4g}")
     return figure

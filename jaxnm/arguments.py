@@ -7,7 +7,7 @@ cannot be checked here; what the functions do with a bad one is in their docstri
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def refuse(function: str, argument: str, got: str, expected: str, remedy: str, *
     raise error(f"{function}: {argument} is {got}, expected {expected}; {remedy}")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """True for a Python or NumPy real number, whose value is known while tracing; False for an array or a tracer."""
     return isinstance(value, numbers.Real | np.number) and not isinstance(value, jax.Array)
 
@@ -65,11 +65,16 @@ def complex_dtype(dtype: Any) -> Any:
 
 
 def check_shape(
-    function: str, argument: str, array: Array, expected: str, condition: Callable[[tuple[int, ...]], bool]
+    function: str,
+    argument: str,
+    array: Array,
+    expected: str,
+    condition: Callable[[tuple[int, ...]], bool],
+    remedy: str = "see the shapes in its docstring; jax.vmap adds batch axes",
 ) -> None:
     """Refuse an array whose shape does not satisfy `condition`; `expected` says the shape in words."""
     if not condition(array.shape):
-        refuse(function, argument, f"of shape {array.shape}", expected, "reshape it, or use jax.vmap for batches")
+        refuse(function, argument, f"of shape {array.shape}", expected, remedy)
 
 
 def check_square(function: str, argument: str, array: Array) -> None:

@@ -1,5 +1,6 @@
 """One question, one card: what a method does on a spectrum."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ class Analysis:
     """What a method does on quadratics with a given spectrum; `str(analysis)` is a card, or a table for a batch."""
 
     method: StateSpace
+    """The method analyzed."""
     mu: Float[Array, "*batch"]
     """Smallest curvature."""
     L: Float[Array, "*batch"]
@@ -64,8 +66,11 @@ class Analysis:
     status: Int32[Array, "*batch"]
     """OK, NONFINITE_INPUT, or the status of the Spectrum."""
     num_curvatures: int = flax.struct.field(pytree_node=False)
+    """At how many curvatures the blocks were evaluated."""
     interval: bool = flax.struct.field(pytree_node=False)
+    """Whether they stand for the whole interval (mu, L)."""
     name: str = flax.struct.field(pytree_node=False, default="")
+    """The title of the card."""
     learning_rate: Float[Array, "*batch"] | None = None
     """The grid, where the analysis came from `analyze_learning_rates`."""
 
@@ -121,7 +126,7 @@ def analyze(
             error=TypeError,
         )
     curvatures, interval, status = _curvatures("analyze", spectrum, method.A.dtype)
-    return _analyze(method, curvatures, time_varying, status, interval).replace(name=name)
+    return dataclasses.replace(_analyze(method, curvatures, time_varying, status, interval), name=name)
 
 
 def analyze_learning_rates(
@@ -167,8 +172,9 @@ def analyze_learning_rates(
         check_affine("analyze_learning_rates", linearization)
     method = jax.tree.map(lambda leaf: leaf.astype(learning_rates.dtype), linearization.method)
     curvatures, interval, status = _curvatures("analyze_learning_rates", spectrum, method.A.dtype)
-    one = lambda method, time_varying: _analyze(method, curvatures, time_varying, status, interval)  # noqa: E731
-    return jax.vmap(one)(method, linearization.time_varying).replace(name=name, learning_rate=learning_rates)
+    one = lambda method, time_varying: _analyze(method, curvatures, time_varying, status, interval)
+    analysis = jax.vmap(one)(method, linearization.time_varying)
+    return dataclasses.replace(analysis, name=name, learning_rate=learning_rates)
 
 
 def _curvatures(function: str, spectrum: Any, dtype: Any) -> tuple[Array, bool, Array]:

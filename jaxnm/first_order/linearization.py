@@ -6,6 +6,7 @@ values, not by derivatives: the step is taken on a tree of several leaves, at se
 (A, B) predicts. A constant Jacobian alone would pass `sign_sgd` and `lion`.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxnm import arguments, trees
 from jaxnm.first_order.state_space import StateSpace
+from jaxnm.linalg import matmul
 
 _SCALES = (1e-3, 1.0, 1e3, 1e6)
 _TEMPLATE = {"matrix": (2, 3), "scalar": (), "vector": (3,)}
@@ -41,13 +43,14 @@ class Linearization:
     state_names: tuple[str, ...] = flax.struct.field(pytree_node=False)
     """What each of the n states is: the parameter first, then the floating leaves of the optimizer's state."""
     failing: str = flax.struct.field(pytree_node=False, default="")
+    """Where the residual is largest: the words of the error message."""
 
 
 def from_optax(tx: optax.GradientTransformation, *, warmup_steps: int = 3) -> Linearization:
     """The state-space form of an optax transformation, if it is affine in its state and the gradient.
 
     Args:
-      tx: any optax transformation or chain; hyperparameters may be traced.
+      tx: any optax transformation or chain, with concrete hyperparameters.
       warmup_steps: steps taken before the linearization, a Python int >= 1: first-step flags are then over.
 
     Returns:
@@ -112,10 +115,9 @@ def linearize(tx: optax.GradientTransformation, warmup_steps: int) -> Linearizat
     # optax is not clean under strict promotion, so the standard rules hold for the calls into it
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         try:
-            single = _Coordinates(tx, (), warmup_steps)
-            several = _Coordinates(tx, _TEMPLATE, warmup_steps)
-            single.match(several)
-            return _linearize(single, several)
+            single, several = _warm_up(tx, (), warmup_steps), _warm_up(tx, _TEMPLATE, warmup_steps)
+            layout = _find_layout(single[-1], several[-1])
+            return _linearize(tx, layout, single, several)
         except _NotCoordinatewise:
             raise
         except Exception as error:
@@ -128,170 +130,172 @@ def linearize(tx: optax.GradientTransformation, warmup_steps: int) -> Linearizat
             )
 
 
-def _linearize(single: "_Coordinates", several: "_Coordinates") -> Linearization:
-    n = len(single.coordinate_leaves)
+_IS_SHAPE = lambda node: isinstance(node, tuple)
+_SHAPES = jax.tree.leaves(_TEMPLATE, is_leaf=_IS_SHAPE)
+_STRUCTURE = jax.tree.structure(_TEMPLATE, is_leaf=_IS_SHAPE)
+
+
+def _warm_up(tx: optax.GradientTransformation, template: Any, steps: int) -> list[Any]:
+    """The last two states of `steps` + 1 updates with random gradients on a tree of the template's shapes."""
+    generator = np.random.default_rng(1)
+    draw = lambda shape: jnp.asarray(generator.normal(size=shape), jnp.result_type(float))
+    params = jax.tree.map(lambda shape: jnp.zeros(shape, jnp.result_type(float)), template, is_leaf=_IS_SHAPE)
+    states = [tx.init(params)]
+    for _ in range(steps + 1):
+        gradient = jax.tree.map(draw, template, is_leaf=_IS_SHAPE)
+        update, state = tx.update(gradient, states[-1], params)
+        params = optax.apply_updates(params, update)
+        states.append(state)
+    return states[-2:]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How an optimizer's state splits into coordinates and context.
+
+    The state of a single scalar parameter is a pattern that the state on every other tree follows. Its floating leaves
+    in whose place a tree of parameters has a tree are coordinates. Everything else (counters, flags, keys, global
+    numbers) is context, and is held fixed within a step.
+    """
+
+    pattern: Any
+    paths: tuple[str, ...]
+    is_coordinate: tuple[bool, ...]
+
+    def split(self, state: Any) -> tuple[list[Any], list[Any]]:
+        """(coordinates, context) of a state on any tree."""
+        pieces = self.pattern.flatten_up_to(state)
+        coordinates = [piece for piece, is_one in zip(pieces, self.is_coordinate, strict=True) if is_one]
+        return coordinates, [piece for piece, is_one in zip(pieces, self.is_coordinate, strict=True) if not is_one]
+
+    def join(self, coordinates: list[Any], context: list[Any]) -> Any:
+        """The inverse of `split`."""
+        coordinate, other = iter(coordinates), iter(context)
+        return jax.tree.unflatten(
+            self.pattern, [next(coordinate if is_one else other) for is_one in self.is_coordinate]
+        )
+
+    def names(self, *, of_coordinates: bool) -> list[str]:
+        """The paths of the coordinates, or of the context."""
+        return [path for path, is_one in zip(self.paths, self.is_coordinate, strict=True) if is_one == of_coordinates]
+
+
+def _find_layout(single: Any, several: Any) -> _Layout:
+    """From the states of one optimizer on a scalar and on the template."""
+    leaves = jax.tree_util.tree_leaves_with_path(single)
+    pattern = jax.tree.structure(single)
+    try:
+        pieces = pattern.flatten_up_to(several)
+    except (ValueError, TypeError) as error:
+        arguments.refuse(
+            "from_optax",
+            "tx",
+            "a transformation whose state changes its structure with that of the parameters in an unknown way",
+            "state that follows the parameters leaf by leaf",
+            f"use a transformation without labels or masks ({error})",
+            error=_NotCoordinatewise,
+        )
+    is_coordinate = tuple(
+        trees.is_floating(leaf) and jax.tree.structure(piece) == _STRUCTURE
+        for (_, leaf), piece in zip(leaves, pieces, strict=True)
+    )
+    return _Layout(pattern, tuple(jax.tree_util.keystr(path) for path, _ in leaves), is_coordinate)
+
+
+def _step(tx: optax.GradientTransformation, layout: _Layout, z: list[Any], g: Any, context: list[Any]) -> Any:
+    """One update: (new z, new context), with z[0] the parameters and z[1:] the coordinates of the state."""
+    update, state = tx.update(g, layout.join(z[1:], context), z[0])
+    coordinates, context = layout.split(state)
+    return [optax.apply_updates(z[0], update), *coordinates], context
+
+
+def _contexts(layout: _Layout, states: list[Any]) -> list[list[Any]]:
+    """The context after the warm-up, one step later, and with its integer counters moved far ahead."""
+    now, later = (layout.split(state)[1] for state in states)
+
+    def moved(jump: int) -> list[Any]:
+        is_counter = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+        move = lambda before, after: before + jump * (after - before) if is_counter(before) else before
+        return jax.tree.map(move, now, later)
+
+    return [now, later, *map(moved, _JUMPS)]
+
+
+def _linearize(
+    tx: optax.GradientTransformation, layout: _Layout, single: list[Any], several: list[Any]
+) -> Linearization:
+    names = ("parameter", *layout.names(of_coordinates=True))
+    n, dtype = len(names), jnp.result_type(float)
     generator = np.random.default_rng(0)
-    dtype = jnp.result_type(float)
     base = jnp.asarray(generator.normal(size=n + 1), dtype)
 
     def jacobian(context: list[Any]) -> tuple[Array, Array]:
         """[A B] and the offset of the scalar step, for one setting of the counters and flags."""
-        step = lambda zg: jnp.stack(single.step(list(zg[:n]), zg[n], context)[0])  # noqa: E731
+        step = lambda zg: jnp.stack(_step(tx, layout, list(zg[:n]), zg[n], context)[0])
         value, derivative = step(base), jax.jacfwd(step)(base)
-        return derivative, value - jnp.matmul(derivative, base, precision="highest")
+        return derivative, value - matmul(derivative, base)
 
-    contexts = single.contexts()
-    matrix, offset = jacobian(contexts[0])
-    others = [jacobian(context) for context in contexts[1:]]
-    size = jnp.maximum(jnp.max(jnp.abs(matrix)), 1)
-    noise = 1e3 * jnp.finfo(dtype).eps
-    time_varying = jnp.any(jnp.stack([jnp.max(jnp.abs(other - matrix)) > noise * size for other, _ in others]))
-    # only the steps really taken say whether the offset is noise: a moved counter changes no key
-    stochastic = jnp.max(jnp.abs(others[0][1] - offset)) > noise * size
-
-    residual, failing = _value_test(several, matrix, generator)
-    C = jnp.zeros(n, dtype).at[0].set(1.0)
+    now, *others = (jacobian(context) for context in _contexts(layout, single))
+    matrix, offset = now
+    noise = 1e3 * jnp.finfo(dtype).eps * jnp.maximum(jnp.max(jnp.abs(matrix)), 1)
+    residual, failing = _value_test(tx, layout, layout.split(several[0])[1], matrix, generator)
     return Linearization(
-        method=StateSpace(matrix[:, :n], matrix[:, n], C),
+        method=StateSpace(matrix[:, :n], matrix[:, n], jnp.zeros(n, dtype).at[0].set(1.0)),
         offset=offset,
-        time_varying=time_varying,
-        stochastic=stochastic,
+        time_varying=jnp.any(jnp.stack([jnp.max(jnp.abs(other - matrix)) > noise for other, _ in others])),
+        # only a step really taken says whether the offset is noise: a moved counter changes no key
+        stochastic=jnp.max(jnp.abs(others[0][1] - offset)) > noise,
         residual=residual,
-        state_names=tuple(single.names),
+        state_names=names,
         failing=failing,
     )
 
 
-def _value_test(several: "_Coordinates", matrix: Array, generator: np.random.Generator) -> tuple[Array, str]:
-    """Largest relative difference between a step on the tree and the prediction of [A B], and a word on it."""
+def _value_test(
+    tx: optax.GradientTransformation,
+    layout: _Layout,
+    context: list[Any],
+    matrix: Array,
+    generator: np.random.Generator,
+) -> tuple[Array, str]:
+    """Largest relative difference between a step on the template and the prediction of [A B], and where it is."""
     n = matrix.shape[0]
-    context = several.contexts()[0]
-    zeros = [[jnp.zeros(shape, matrix.dtype) for shape in several.shapes] for _ in range(n)]
+
+    def step(inputs: list[list[Array]]) -> tuple[list[Array], list[Any]]:
+        """From the leaves of z_1..z_n and g to those of the new z, stacked [n, *shape] leaf by leaf."""
+        *z, g = (jax.tree.unflatten(_STRUCTURE, leaves) for leaves in inputs)
+        new, context_after = _step(tx, layout, z, g, context)
+        return [jnp.stack(leaf) for leaf in zip(*map(jax.tree.leaves, new), strict=True)], context_after
+
+    def draw(scale: float) -> list[list[Array]]:
+        normal = lambda shape: jnp.asarray(scale * generator.normal(size=shape), matrix.dtype)
+        return [[normal(shape) for shape in _SHAPES] for _ in range(n + 1)]
+
     # a deterministic constant, or this step's noise; a transformation with 0 / 0 here fails the comparison below
-    constant, frozen = several.step_trees(zeros, zeros[0], context)
+    constant, frozen = step(draw(0.0))
     worst, place = jnp.zeros((), matrix.dtype), "the step differs from its affine prediction"
+
+    def note(worst: Array, place: str, difference: Array, where: str) -> tuple[Array, str]:
+        difference = jnp.where(jnp.isfinite(difference), difference, jnp.inf)
+        if not isinstance(difference, jax.core.Tracer) and difference > worst:
+            place = where
+        return jnp.maximum(worst, difference), place
+
     for scale in _SCALES:
-        draw = lambda: [jnp.asarray(scale * generator.normal(size=shape), matrix.dtype) for shape in several.shapes]  # noqa: B023, E731
-        z, g = [draw() for _ in range(n)], draw()
-        after, context_after = several.step_trees(z, g, context)
-        for leaf, shape in enumerate(several.shapes):
-            inputs = jnp.stack([*(z[i][leaf] for i in range(n)), g[leaf]])
-            predicted = jnp.tensordot(matrix, inputs, 1, precision="highest")
-            actual = jnp.stack([after[i][leaf] for i in range(n)])
-            base = jnp.stack([constant[i][leaf] for i in range(n)])
+        inputs = draw(scale)
+        after, context_after = step(inputs)
+        for shape, leaf, base, actual in zip(_SHAPES, zip(*inputs, strict=True), constant, after, strict=True):
+            predicted = base + jnp.tensordot(matrix, jnp.stack(leaf), 1, precision="highest")
             size = scale * jnp.maximum(jnp.max(jnp.abs(matrix)), 1) + jnp.max(jnp.abs(base))
-            difference = jnp.max(jnp.abs(actual - predicted - base)) / size
-            difference = jnp.where(jnp.isfinite(difference), difference, jnp.inf)
-            worst, place = _note(worst, place, difference, f"values of size {scale:g} on a leaf of shape {shape}")
-        for name, before, now in zip(several.context_names, frozen, context_after, strict=True):
-            if trees.is_floating(now):
-                changed = jnp.max(jnp.abs(jnp.asarray(now) - jnp.asarray(before))) / (1 + jnp.max(jnp.abs(before)))
-                changed = jnp.where(jnp.isfinite(changed), changed, jnp.inf)
-                worst, place = _note(worst, place, changed, f"state {name} depends on the gradient")
+            difference = jnp.max(jnp.abs(actual - predicted)) / size
+            worst, place = note(worst, place, difference, f"values of size {scale:g} on a leaf of shape {shape}")
+        for name, before, now in zip(layout.names(of_coordinates=False), frozen, context_after, strict=True):
+            for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(now), strict=True):
+                if trees.is_floating(other):
+                    changed = jnp.max(jnp.abs(jnp.asarray(other) - jnp.asarray(one))) / (1 + jnp.max(jnp.abs(one)))
+                    worst, place = note(worst, place, changed, f"state {name} depends on the gradient")
     return worst, place
-
-
-def _note(worst: Array, place: str, difference: Array, where: str) -> tuple[Array, str]:
-    if not isinstance(difference, jax.core.Tracer) and difference > worst:
-        place = where
-    return jnp.maximum(worst, difference), place
 
 
 class _NotCoordinatewise(ValueError):
     """The optimizer's state does not follow the parameters leaf by leaf."""
-
-
-class _Coordinates:
-    """A warmed-up optimizer on one tree of parameters, its state split into coordinates and context.
-
-    Coordinates are the floating leaves that follow the parameters' structure; everything else (counters, flags, keys,
-    global numbers) is context and is held fixed within a step.
-    """
-
-    def __init__(self, tx: optax.GradientTransformation, shapes: Any, warmup_steps: int):
-        self.tx = tx
-        dtype = jnp.result_type(float)
-        is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
-        self.shapes = jax.tree.leaves(shapes, is_leaf=is_shape)
-        self.template = jax.tree.structure(shapes, is_leaf=is_shape)
-        generator = np.random.default_rng(1)
-        params = self._tree([jnp.zeros(shape, dtype) for shape in self.shapes])
-        state = tx.init(params)
-        self.states = []
-        for _ in range(warmup_steps + 1):
-            gradient = self._tree([jnp.asarray(generator.normal(size=shape), dtype) for shape in self.shapes])
-            update, state = tx.update(gradient, state, params)
-            params = optax.apply_updates(params, update)
-            self.states.append(state)
-        self.states = self.states[-2:]
-        # the state of a single scalar is the pattern that the state of every other tree follows
-        self.pattern = jax.tree.structure(state)
-        leaves = jax.tree_util.tree_leaves_with_path(state)
-        self.paths = [jax.tree_util.keystr(path) for path, _ in leaves]
-
-    def match(self, several: "_Coordinates") -> None:
-        """Find out, from the same optimizer on a larger tree, which leaves of the scalar state are coordinates."""
-        single_leaves = jax.tree.leaves(self.states[0])
-        try:
-            subtrees = self.pattern.flatten_up_to(several.states[0])
-        except (ValueError, TypeError) as error:
-            arguments.refuse(
-                "from_optax",
-                "tx",
-                "a transformation whose state changes its structure with that of the parameters in an unknown way",
-                "state that follows the parameters leaf by leaf",
-                f"use a transformation without labels or masks ({error})",
-                error=_NotCoordinatewise,
-            )
-        coordinate = [
-            trees.is_floating(leaf) and jax.tree.structure(subtree) == several.template and subtree is not leaf
-            for leaf, subtree in zip(single_leaves, subtrees, strict=True)
-        ]
-        for owner, pieces in ((self, single_leaves), (several, subtrees)):
-            owner.prefix = self.pattern
-            owner.is_coordinate = coordinate
-            owner.context_names = [
-                path
-                for path, is_one, piece in zip(self.paths, coordinate, pieces, strict=True)
-                if not is_one
-                for _ in jax.tree.leaves(piece)
-            ]
-        self.coordinate_leaves = [None] + [
-            leaf for leaf, is_one in zip(single_leaves, coordinate, strict=True) if is_one
-        ]
-        self.names = ["parameter"] + [path for path, is_one in zip(self.paths, coordinate, strict=True) if is_one]
-
-    def contexts(self) -> list[list[Any]]:
-        """The context after the warm-up, one step later, and with its integer counters moved far ahead."""
-        now, later = (self._split(state)[1] for state in self.states)
-
-        def moved(jump: int) -> list[Any]:
-            is_counter = [jnp.issubdtype(jnp.result_type(leaf), jnp.integer) for leaf in jax.tree.leaves(now)]
-            leaves = [
-                before + jump * (after - before) if counter else before
-                for before, after, counter in zip(jax.tree.leaves(now), jax.tree.leaves(later), is_counter, strict=True)
-            ]
-            return jax.tree.unflatten(jax.tree.structure(now), leaves)
-
-        return [now, later, *(moved(jump) for jump in _JUMPS)]
-
-    def step(self, z: list[Any], g: Any, context: list[Any]) -> tuple[list[Any], list[Any]]:
-        """One update: (new states, new context). z[0] is the parameter tree, z[1:] the coordinates of the state."""
-        coordinates, others = iter(z[1:]), iter(context)
-        pieces = [next(coordinates) if is_one else next(others) for is_one in self.is_coordinate]
-        update, state = self.tx.update(g, jax.tree.unflatten(self.prefix, pieces), z[0])
-        new, context = self._split(state)
-        return [optax.apply_updates(z[0], update), *new], context
-
-    def step_trees(self, z: list[Any], g: Any, context: list[Any]) -> tuple[list[list[Array]], list[Any]]:
-        """`step` with each tree given, and returned, as the list of its leaves."""
-        new, context = self.step([self._tree(leaves) for leaves in z], self._tree(g), context)
-        return [jax.tree.leaves(tree) for tree in new], jax.tree.leaves(context)
-
-    def _tree(self, leaves: list[Any]) -> Any:
-        return jax.tree.unflatten(self.template, leaves)
-
-    def _split(self, state: Any) -> tuple[list[Any], list[Any]]:
-        pieces = self.prefix.flatten_up_to(state)
-        coordinates = [piece for piece, is_one in zip(pieces, self.is_coordinate, strict=True) if is_one]
-        return coordinates, [piece for piece, is_one in zip(pieces, self.is_coordinate, strict=True) if not is_one]

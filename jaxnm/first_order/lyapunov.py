@@ -15,11 +15,14 @@ from jaxnm.linalg import eigh, left_eigenvectors, matmul, schur
 
 @flax.struct.dataclass
 class SchurLyapunov:
-    """Per curvature: `M^T P M = rate^2 P`, and whether P is positive definite, which makes it a certificate."""
+    """Per curvature: a form with `M^T P M = det(M) P`, and whether it is positive definite: a certificate."""
 
     P: Float[Array, "*batch n n"]
+    """The form, normalized to P[0, 0] = 1."""
     rate: Float[Array, "*batch"]
+    """sqrt |det M|: the certified rate per iterate where `valid`."""
     valid: Bool[Array, "*batch"]
+    """Whether the eigenvalues are a strictly complex pair by more than rounding."""
 
 
 def schur_lyapunov(method: StateSpace, eigenvalues: Float[ArrayLike, "*batch"]) -> SchurLyapunov:
@@ -114,8 +117,7 @@ def casoratian(x_before: Any, x: Any, x_after: Any, x_star: Any) -> Float[Array,
 @jax.jit
 def _casoratian(x_before: Any, x: Any, x_after: Any, x_star: Any) -> Array:
     before, now, after = (optax.tree.sub(tree, x_star) for tree in (x_before, x, x_after))
-    # one inner product of differences, rather than a difference of two large ones, where the two agree
-    return optax.tree.vdot(now, now) - optax.tree.vdot(after, before)
+    return jnp.asarray(optax.tree.vdot(now, now)) - jnp.asarray(optax.tree.vdot(after, before))
 
 
 def eigen_lyapunov(
@@ -132,8 +134,9 @@ def eigen_lyapunov(
       slack: scalar >= 0, added to the rate.
 
     Returns:
-      P [..., n, n], symmetric (Hermitian) with unit largest eigenvalue; NaN where the matrix is not finite, and with
-      slack = 0 where it is defective to rounding (smallest eigenvalue of P below n eps).
+      P [..., n, n], symmetric (Hermitian) with unit largest eigenvalue; NaN where the matrix is not finite, and
+      where P is singular to rounding (smallest eigenvalue below n eps): a defective matrix without slack, or with too
+      small a slack.
 
     Raises:
       TypeError: an integer dtype. ValueError: not square, or a negative slack as a Python number.
@@ -168,14 +171,18 @@ def eigen_lyapunov_candidates(matrix: Array, slack: Array) -> tuple[Array, Array
     form = schur(matrix)
     rows = left_eigenvectors(form)
     by_vectors = _normalize(matmul(rows.conj().mT, rows), matrix)
-    definite = eigh(by_vectors).values[..., 0] > n * jnp.finfo(matrix.dtype).eps
     coupling = jnp.sqrt(jnp.sum(jnp.abs(jnp.triu(form.T, 1)) ** 2, (-2, -1)))
     coupled = coupling > 0
     delta = jnp.where(coupled, jnp.minimum(slack / jnp.where(coupled, coupling, jnp.ones_like(coupling)), 1), 1)
     scales = jnp.stack([delta**k for k in range(n - 1, -1, -1)], -1)
     scaled = form.Q * jnp.expand_dims(scales, -2).astype(form.Q.dtype)
     by_scaling = _normalize(matmul(scaled, scaled.conj().mT), matrix)
-    return arguments.nan_unless(by_vectors, definite, 2), by_scaling
+    return _nan_unless_definite(by_vectors), _nan_unless_definite(by_scaling)
+
+
+def _nan_unless_definite(P: Array) -> Array:
+    smallest = eigh(P).values[..., 0]  # beside a largest of one
+    return arguments.nan_unless(P, smallest > P.shape[-1] * jnp.finfo(P.dtype).eps, 2)
 
 
 def _normalize(P: Array, like: Array) -> Array:

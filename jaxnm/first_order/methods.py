@@ -222,9 +222,10 @@ def robust_momentum(rho: Float[ArrayLike, ""], mu: Float[ArrayLike, ""], L: Floa
       >>> robust_momentum(0.5, 1.0, 4.0).B
       Array([-0.375,  0.   ], dtype=float32)
     """
-    if all(map(arguments.is_number, (rho, mu, L))) and 0 < mu <= L:
-        slack = 1e-6
-        lower, upper = 1 - (mu / L) ** 0.5, 1 - mu / L
+    check_curvatures("robust_momentum", mu, L)
+    if arguments.is_number(mu) and arguments.is_number(L):
+        slack, ratio = 1e-6, mu / L
+        lower, upper = 1 - ratio**0.5, 1 - ratio
         arguments.check_number(
             "robust_momentum",
             "rho",
@@ -366,7 +367,7 @@ def check_curvatures(function: str, mu: object, L: object, *, positive: bool = T
         function, "mu", mu, f"a finite number {bound}", lambda mu: mu > 0 or (mu == 0 and not positive), remedy
     )
     arguments.check_number(function, "L", L, "a finite number > 0", lambda L: L > 0, "pass the largest curvature")
-    if arguments.is_number(mu) and arguments.is_number(L) and mu > L:  # type: ignore[operator]
+    if arguments.is_number(mu) and arguments.is_number(L) and mu > L:
         arguments.refuse(
             function, "mu", f"{mu!r} > L = {L!r}", "mu <= L", "mu is the smallest curvature, L the largest"
         )

@@ -46,18 +46,25 @@ def rate_map(
     """
     first, second = arguments.to_arrays("rate_map", first=first, second=second)
     ax = ax or _axes()
-    one = lambda a, b: quadratic_rate(family(a, b), mu, L)  # noqa: E731
+    one = lambda a, b: quadratic_rate(family(a, b), mu, L)
     rates = np.asarray(jax.jit(jax.vmap(jax.vmap(one, (0, None)), (None, 0)))(first, second))
     shown = np.ma.masked_where(~(rates < 1), rates)
     ax.set_facecolor("0.85")
-    mesh = ax.pcolormesh(first, second, shown, cmap="viridis_r", norm=Normalize(np.nanmin(rates), 1), shading="nearest")
+    mesh = ax.pcolormesh(
+        first, second, shown, cmap="viridis_r", norm=Normalize(float(np.nanmin(rates)), 1), shading="nearest"
+    )
     ax.figure.colorbar(mesh, ax=ax, label="rate per iterate (grey: not below 1)")
     row, column = np.unravel_index(np.nanargmin(rates), rates.shape)
     ax.plot(
-        first[column], second[row], "w*", markeredgecolor="k", markersize=12, label=f"best: {rates[row, column]:.4f}"
+        first[column],
+        second[row],
+        "w*",
+        markeredgecolor="k",
+        markersize=12,
+        label=f"best here: {rates[row, column]:.4f}",
     )
     ax.legend(loc="lower right")
-    ax.set(xlabel=labels[0], ylabel=labels[1], title=f"curvatures {mu:g} to {L:g}")
+    ax.set(xlabel=labels[0], ylabel=labels[1], title=f"worst rate on curvatures {mu:.4g} to {L:.4g}")
     return ax
 
 
@@ -70,7 +77,7 @@ def eigenvalue_disc(
       method: state-space form.
       curvatures: [m].
       ax: axes to draw into.
-      label: title.
+      label: first line of the title.
 
     Returns:
       the axes; the dashed circle has the spectral radius.
@@ -86,12 +93,13 @@ def eigenvalue_disc(
     angle = np.linspace(0, 2 * np.pi, 400)
     radius = np.max(np.abs(values))
     ax.plot(np.cos(angle), np.sin(angle), "k-", linewidth=0.8)
-    ax.plot(radius * np.cos(angle), radius * np.sin(angle), "k--", linewidth=0.8, label=f"spectral radius {radius:.4f}")
+    ax.plot(radius * np.cos(angle), radius * np.sin(angle), "k--", linewidth=0.8)
     colour = np.repeat(np.asarray(curvatures), values.shape[-1])
     dots = ax.scatter(values.real.ravel(), values.imag.ravel(), c=colour, s=14, cmap="viridis", zorder=2)
-    ax.figure.colorbar(dots, ax=ax, label="curvature")
-    ax.legend(loc="upper left", fontsize="small")
-    ax.set(xlabel="real part", ylabel="imaginary part", title=label, aspect="equal")
+    ax.figure.colorbar(dots, ax=ax, label="curvature", shrink=0.8)
+    # in the title, since eigenvalues may lie anywhere in the disc
+    title = "\n".join([*([label] if label else []), f"dashed: spectral radius {radius:.4f}"])
+    ax.set(xlabel="real part", ylabel="imaginary part", title=title, aspect="equal")
     return ax
 
 
@@ -107,7 +115,9 @@ def error_envelope(
     Args:
       errors: [steps] distances to the solution, or a mapping of such by name.
       rate: asymptotic rate per iterate, or a mapping with the same names.
-      peak: transient growth, a factor on the envelope, or a mapping with the same names.
+      peak: factor on the envelope, or a mapping with the same names. With sqrt(cond(P)) of a Lyapunov function P that
+        certifies the rate, the envelope is a bound. With the transient growth it need not be one: a double eigenvalue
+        decays like k rate^k.
       ax: axes to draw into.
 
     Returns:

@@ -54,7 +54,7 @@ def _of(function: Callable[..., Any], *makers: Callable[[Any], Any]) -> Build:
 
 
 def _method(dtype: Any, n: int = 2) -> first_order.StateSpace:
-    number = lambda value: jnp.asarray(value, dtype)  # noqa: E731
+    number = lambda value: jnp.asarray(value, dtype)
     if n == 2:
         return first_order.nesterov(number(0.5), number(0.4))
     A = np.array([[1.0, -0.12, -0.08], [0.0, 0.3, 0.0], [0.0, 0.3, 0.2]])
@@ -88,7 +88,7 @@ _DISCRETE = "returns a truth value or a code"
 
 
 def _solve_status(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    return lambda x: status.first_failing((x > 0, status.Status.SINGULAR)), (jnp.asarray(1.0, dtype),)
+    return lambda x: status.first_failing((x > 0, status.Status.NOT_STABLE)), (jnp.asarray(1.0, dtype),)
 
 
 def _merge(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:

@@ -12,9 +12,11 @@ def test_a_quadratic_gives_its_matrix():
     random = np.random.default_rng(0)
     root = random.normal(size=(5, 5))
     hessian = jnp.asarray(root @ root.T)
-    loss = lambda p: (
-        0.5 * jnp.concatenate([p["a"], p["b"].ravel()]) @ hessian @ jnp.concatenate([p["a"], p["b"].ravel()])
-    )  # noqa: E731
+
+    def loss(params):
+        vector = jnp.concatenate([params["a"], params["b"].ravel()])
+        return 0.5 * vector @ hessian @ vector
+
     spectrum = hessian_spectrum(loss, {"a": jnp.ones(1), "b": jnp.ones((2, 2))})
     np.testing.assert_allclose(spectrum.eigenvalues, np.linalg.eigvalsh(hessian), rtol=1e-10, atol=1e-13)
     assert float(spectrum.mu) == float(spectrum.eigenvalues[0])
@@ -25,8 +27,8 @@ def test_a_quadratic_gives_its_matrix():
 def test_logistic_regression_against_its_closed_form():
     """X^T diag(p (1 - p)) X / m + regularization."""
     random = np.random.default_rng(0)
-    X, y, w = random.normal(size=(40, 3)), random.integers(0, 2, 40), random.normal(size=3)
-    loss = lambda w: jnp.mean(jnp.logaddexp(0, X @ w) - y * (X @ w)) + 0.005 * w @ w  # noqa: E731
+    X, y, w = random.normal(size=(40, 3)), random.integers(0, 2, 40) * 1.0, random.normal(size=3)
+    loss = lambda w: jnp.mean(jnp.logaddexp(0, X @ w) - y * (X @ w)) + 0.005 * w @ w
     p = 1 / (1 + np.exp(-X @ w))
     expected = np.linalg.eigvalsh(X.T * (p * (1 - p)) @ X / 40 + 0.01 * np.eye(3))
     np.testing.assert_allclose(hessian_spectrum(loss, jnp.asarray(w)).eigenvalues, expected, rtol=1e-10)
@@ -66,10 +68,10 @@ def test_new_data_in_a_partial_do_not_recompile():
 
 
 def test_differentiable_in_the_data():
-    value = lambda scale: (
-        hessian_spectrum(jax.tree_util.Partial(lambda s, x: s * x[0] ** 2 + x[1] ** 4, scale), jnp.ones(2)).L
-    )  # noqa: E731
-    check_grads(value, (jnp.asarray(8.0),), order=1)
+    loss = lambda scale, x: scale * x[0] ** 2 + x[1] ** 4
+    check_grads(
+        lambda scale: hessian_spectrum(jax.tree_util.Partial(loss, scale), jnp.ones(2)).L, (jnp.asarray(8.0),), order=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,10 +81,10 @@ def test_differentiable_in_the_data():
         (lambda x: x, jnp.ones(3), TypeError, "the value of loss"),
         (lambda x: jnp.sum(x), jnp.zeros(0), ValueError, "without parameters"),
         (lambda x: 0.0, {}, ValueError, "without parameters"),
-        (lambda x: jnp.sum(x.real), jnp.ones(3) + 0j, TypeError, "real floating"),
+        (lambda x: jnp.sum(x.real), jnp.ones(3, complex), TypeError, "real floating"),
         (lambda x: jnp.sum(x > 0), jnp.ones(3), TypeError, "the value of loss"),
     ],
 )
 def test_wrong_arguments(loss, params, error, message):
-    with pytest.raises(error, match=f"hessian_spectrum: {message}" if "real" not in message else message):
+    with pytest.raises(error, match=f"hessian_spectrum: .*{message}"):
         hessian_spectrum(loss, params)

@@ -54,7 +54,7 @@ def test_one_bad_member_is_nan_and_alone(name, bad):
 def test_gradient_of_a_bad_member_is_nan_and_stays_there(name):
     batch = np.stack([_positive(3, seed=seed) for seed in range(3)])
     batch[1, 2, 2] = np.inf
-    total = lambda a: jnp.sum(jnp.ravel(FACTORIZATIONS[name](a)))  # noqa: E731
+    total = lambda a: jnp.sum(jnp.ravel(FACTORIZATIONS[name](a)))
     reverse = np.asarray(jax.grad(total)(jnp.asarray(batch)))
     forward = jax.jvp(FACTORIZATIONS[name], (jnp.asarray(batch),), (jnp.ones_like(batch),))[1]
     for derivative in (reverse, np.asarray(forward)):

@@ -74,9 +74,9 @@ def test_large_batches_go_through_the_same_arithmetic():
 
 def test_derivatives_to_second_order():
     a, q = jnp.asarray(_stable(1, 3, 0.7)[0]), jnp.asarray(_random.normal(size=(3, 3)))
-    solve = lambda a, q: solve_discrete_lyapunov(a, q).x  # noqa: E731
+    solve = lambda a, q: solve_discrete_lyapunov(a, q).x
     check_grads(solve, (a, q), order=2)
-    to_complex = lambda x, y: jax.lax.complex(x, y)  # noqa: E731
+    to_complex = lambda x, y: jax.lax.complex(x, y)
     check_grads(solve, (to_complex(a / 2, q / 9), to_complex(q, a)), order=1, modes=("fwd", "rev"))
 
 

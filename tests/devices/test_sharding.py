@@ -1,0 +1,53 @@
+"""Batches split over devices give the numbers of one device, and stay split."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxnm import first_order, linalg
+
+
+def _mesh():
+    assert jax.device_count() == 8
+    return jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def _split(mesh, array):
+    return jax.device_put(array, jax.sharding.NamedSharding(mesh, PartitionSpec("batch")))
+
+
+def test_stein_equations_over_devices():
+    a = 0.3 * np.random.default_rng(0).normal(size=(64, 2, 2))
+    expected = linalg.solve_discrete_lyapunov(jnp.asarray(a), jnp.eye(2))
+    solved = jax.jit(linalg.solve_discrete_lyapunov)(_split(_mesh(), a), jnp.eye(2))
+    np.testing.assert_allclose(solved.x, expected.x, rtol=1e-13)
+    mesh = _mesh()
+    each = jax.shard_map(
+        lambda a: linalg.solve_discrete_lyapunov(a, jnp.eye(2)).x,
+        mesh=mesh,
+        in_specs=PartitionSpec("batch"),
+        out_specs=PartitionSpec("batch"),
+        check_vma=False,
+    )
+    result = jax.jit(each)(_split(mesh, a))
+    np.testing.assert_allclose(result, expected.x, rtol=1e-13)
+    assert len(result.sharding.device_set) == 8
+
+
+def test_a_rate_map_and_its_gradient_over_devices():
+    steps = np.linspace(0.1, 3.5, 64)
+    rate = lambda step: first_order.quadratic_rate(first_order.heavy_ball(step, 0.5), 0.1, 1.0)
+    batched = jax.jit(jax.vmap(jax.value_and_grad(rate)))
+    expected = batched(jnp.asarray(steps))
+    result = batched(_split(_mesh(), steps))
+    assert len(result[0].sharding.device_set) == 8
+    for ours, theirs in zip(result, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-13)
+
+
+def test_eigenvalues_over_devices():
+    matrices = np.random.default_rng(0).normal(size=(32, 3, 3))
+    expected = jax.jit(linalg.eigenvalues)(jnp.asarray(matrices))
+    result = jax.jit(linalg.eigenvalues)(_split(_mesh(), matrices))
+    np.testing.assert_allclose(jnp.abs(result), jnp.abs(expected), rtol=1e-12)

@@ -1,0 +1,180 @@
+"""Bad input of every kind ends within ten seconds with the documented error, status or NaN, and harms no neighbour."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnm import Status, first_order, linalg
+
+pytestmark = pytest.mark.timeout(10)
+
+MU_L = [
+    first_order.optimal_gradient_descent,
+    first_order.optimal_heavy_ball,
+    first_order.optimal_nesterov,
+    first_order.triple_momentum,
+    first_order.optimal_gauss_seidel_nesterov,
+    lambda mu, L: first_order.robust_momentum(0.9, mu, L),
+]
+STEPS = [
+    first_order.gradient_descent,
+    first_order.optimistic_gradient,
+    lambda a: first_order.heavy_ball(a, 0.5),
+    lambda a: first_order.nesterov(a, 0.5),
+    lambda a: first_order.three_parameter(a, 0.5, 0.1),
+    lambda a: first_order.gauss_seidel_nesterov(a, 0.5),
+    lambda a: first_order.quasi_hyperbolic(a, 0.9, 0.7),
+]
+_method = first_order.heavy_ball(0.5, 0.5)
+_nan = float("nan")
+_inf = float("inf")
+
+
+@pytest.mark.parametrize("build", MU_L)
+@pytest.mark.parametrize(
+    "mu_L", [(2.0, 1.0), (0.0, 1.0), (-1.0, 1.0), (_nan, 1.0), (0.1, _inf), (-2.0, -1.0), (0.1, _nan)]
+)
+def test_curvatures_out_of_range(build, mu_L):
+    with pytest.raises(ValueError, match=r"(mu|L) is .*expected"):
+        build(*mu_L)
+    method = build(*map(jnp.asarray, mu_L))
+    assert all(bool(jnp.all(jnp.isnan(leaf))) for leaf in jax.tree.leaves(method))
+
+
+@pytest.mark.parametrize("build", STEPS)
+@pytest.mark.parametrize("step", [-0.1, _nan, _inf])
+def test_steps_out_of_range(build, step):
+    with pytest.raises(ValueError, match=r"(step_size|alpha) is .*expected a finite number >= 0"):
+        build(step)
+    assert bool(jnp.all(jnp.isnan(build(jnp.asarray(step)).A)))
+    assert bool(jnp.isnan(first_order.quadratic_rate(build(jnp.asarray(step)), 0.1, 1.0)))
+
+
+@pytest.mark.parametrize("rho", [0.1, 0.95, 1.5, _nan])
+def test_robust_rates_out_of_their_interval(rho):
+    with pytest.raises(ValueError, match=r"robust_momentum: rho is .*expected"):
+        first_order.robust_momentum(rho, 0.1, 1.0)
+    assert bool(jnp.all(jnp.isnan(first_order.robust_momentum(jnp.asarray(rho), 0.1, 1.0).B)))
+
+
+@pytest.mark.parametrize("function", [first_order.quadratic_rate, first_order.worst_curvature])
+@pytest.mark.parametrize("mu_L", [(2.0, 1.0), (-1.0, 1.0), (_nan, 1.0), (0.1, _inf)])
+def test_rates_over_an_impossible_interval(function, mu_L):
+    with pytest.raises(ValueError, match=r"(mu|L) is .*expected"):
+        function(_method, *mu_L)
+    assert bool(jnp.isnan(function(_method, *map(jnp.asarray, mu_L))))
+    assert not bool(first_order.is_stable(_method, *map(jnp.asarray, mu_L)))
+
+
+def test_rates_of_a_method_that_is_not_finite():
+    for n in (1, 2, 3):
+        bad = first_order.state_space(jnp.full((n, n), jnp.nan), jnp.ones(n), jnp.ones(n))
+        assert bool(jnp.isnan(first_order.quadratic_rate(bad, 0.1, 1.0)))
+        assert bool(jnp.isnan(first_order.worst_curvature(bad, 0.1, 1.0)))
+        assert bool(jnp.isnan(first_order.stability_limit(bad)))
+
+
+def test_equal_ends_zero_curvature_and_an_empty_gradient():
+    assert float(first_order.quadratic_rate(_method, 0.5, 0.5)) == pytest.approx(np.sqrt(0.5))
+    assert float(first_order.quadratic_rate(_method, 0.0, 0.0 + 1e-300)) == pytest.approx(1)
+    idle = first_order.state_space(jnp.eye(2), jnp.zeros(2), jnp.zeros(2))
+    assert float(first_order.quadratic_rate(idle, 0.1, 1.0)) == 1
+    assert float(first_order.stability_limit(idle)) == 0
+
+
+def test_a_batch_of_good_and_bad_methods():
+    """Values and gradients of the good members are what they are alone; those of the bad ones are NaN."""
+    steps = jnp.array([0.5, -1.0, jnp.nan, 0.9])
+    rate = lambda step: first_order.quadratic_rate(first_order.nesterov(step, 0.4), 0.1, 1.0)
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(rate)))(steps)
+    np.testing.assert_array_equal(np.isnan(values), [False, True, True, False])
+    np.testing.assert_array_equal(np.isnan(slopes), [False, True, True, False])
+    alone = jax.jit(jax.value_and_grad(rate))
+    for i in (0, 3):
+        np.testing.assert_allclose((values[i], slopes[i]), alone(steps[i]), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: first_order.spectral_radius(x),
+        lambda x: first_order.transient_growth(x, 3),
+        lambda x: first_order.eigen_lyapunov(x),
+        lambda x: first_order.lyapunov_decrease(x, x, 1.0),
+        lambda x: linalg.schur(x),
+        lambda x: linalg.eigenvalues(x),
+        lambda x: linalg.eigh(x),
+        lambda x: linalg.cholesky(x),
+        lambda x: linalg.solve(x, x),
+        lambda x: linalg.solve_discrete_lyapunov(x, x),
+    ],
+)
+def test_square_matrices_only(call):
+    for bad, error in (
+        (jnp.ones((2, 3)), ValueError),
+        (jnp.ones(3), ValueError),
+        (jnp.zeros((0, 0)), ValueError),
+        (jnp.ones((2, 2), jnp.int32), TypeError),
+        ([[1.0]], TypeError),
+    ):
+        with pytest.raises(error, match="expected"):
+            call(bad)
+    assert call(jnp.array([[0.5]])) is not None
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_matrices_that_are_not_finite(bad):
+    matrix = jnp.eye(3).at[1, 1].set(bad)
+    assert bool(jnp.isnan(first_order.spectral_radius(matrix)))
+    assert bool(jnp.all(jnp.isnan(linalg.eigenvalues(matrix))))
+    assert not bool(linalg.schur(matrix).converged)
+    assert bool(jnp.isnan(first_order.transient_growth(matrix, 3).peak))
+    assert bool(jnp.all(jnp.isnan(first_order.eigen_lyapunov(matrix))))
+    assert bool(jnp.isnan(first_order.lyapunov_decrease(jnp.eye(3), matrix, 1.0)))
+    assert int(linalg.solve_discrete_lyapunov(matrix, jnp.eye(3)).status) == Status.NONFINITE_INPUT
+
+
+def test_extreme_but_finite_matrices():
+    """Numbers below the smallest normal one count as zero, as XLA flushes them."""
+    matrix = jnp.array([[1.0, 2.0], [-1.0, 0.5]])
+    for scale in (1e-320, 1e-300, 1.0, 1e300):
+        radius = float(first_order.spectral_radius(scale * matrix))
+        assert radius == pytest.approx(scale * np.sqrt(2.5), rel=1e-12, abs=np.finfo(float).tiny)
+        assert np.isfinite(float(first_order.transient_growth(scale * matrix, 1).peak))
+
+
+def test_empty_batches_pass_through():
+    assert first_order.spectral_radius(jnp.zeros((0, 2, 2))).shape == (0,)
+    assert linalg.eigenvalues(jnp.zeros((0, 3, 3))).shape == (0, 3)
+    assert linalg.solve_discrete_lyapunov(jnp.zeros((0, 2, 2)), jnp.zeros((0, 2, 2))).status.shape == (0,)
+    assert first_order.iteration_matrix(_method, jnp.zeros(0)).shape == (0, 2, 2)
+    assert first_order.schur_lyapunov(_method, jnp.zeros(0)).valid.shape == (0,)
+
+
+def test_wrong_shapes_and_dtypes_of_methods():
+    with pytest.raises(ValueError, match=r"state_space: B is of shape \(3,\), expected \[2\]"):
+        first_order.state_space(jnp.eye(2), jnp.ones(3), jnp.ones(2))
+    with pytest.raises(ValueError, match=r"state_space: A is of shape \(1, 2, 2\)"):
+        first_order.state_space(jnp.ones((1, 2, 2)), jnp.ones(2), jnp.ones(2))
+    with pytest.raises(TypeError, match="real dtype"):
+        first_order.state_space(jnp.eye(2, dtype=complex), jnp.ones(2, complex), jnp.ones(2, complex))
+    with pytest.raises(ValueError, match=r"heavy_ball: step_size is of shape \(2,\), expected a scalar"):
+        first_order.heavy_ball(jnp.ones(2), 0.5)
+    with pytest.raises(TypeError, match="iteration_matrix: eigenvalue is of dtype int"):
+        first_order.iteration_matrix(_method, jnp.array([1, 2]))
+    with pytest.raises(TypeError, match="num_steps is of type float"):
+        first_order.transient_growth(jnp.eye(2), 3.0)
+    with pytest.raises(ValueError, match=r"slack is -0\.1"):
+        first_order.eigen_lyapunov(jnp.eye(2), slack=-0.1)
+    with pytest.raises(ValueError, match="casoratian: x_star is of shape"):
+        first_order.casoratian(jnp.ones(2), jnp.ones(2), jnp.ones(2), jnp.ones(3))
+    with pytest.raises(TypeError, match="casoratian: x is of dtype int"):
+        first_order.casoratian(*(jnp.arange(2) for _ in range(4)))
+    with pytest.raises(ValueError, match="solve: right"):
+        linalg.solve(jnp.eye(2), jnp.ones(2))
+
+
+def test_python_integers_are_welcome_where_numbers_are_meant():
+    assert float(first_order.quadratic_rate(first_order.gradient_descent(1), 1, 1)) == 0
+    assert first_order.optimal_heavy_ball(1, 4).A.dtype == jnp.float64
