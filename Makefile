@@ -1,8 +1,8 @@
 # make tour    set up an environment and run the tour       make test   set up and run the tests
-# make lint | docs | bench | examples | lock                PYTHON=...  use an interpreter that is already set up
+# make lint | docs | bench | lock | clean                    PYTHON=...  use an interpreter that is already set up
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help tour test lint docs bench examples lock clean
+.PHONY: help tour test lint docs bench lock clean
 
 VENV := .venv
 ifdef PYTHON

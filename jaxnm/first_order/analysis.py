@@ -16,7 +16,7 @@ from jaxnm.first_order.hessian import Spectrum
 from jaxnm.first_order.linearization import check_affine, from_optax, linearize
 from jaxnm.first_order.lyapunov import eigen_lyapunov_candidates, lyapunov_decrease, schur_lyapunov
 from jaxnm.first_order.methods import check_curvatures
-from jaxnm.first_order.rates import quadratic_rate, stability_limit, worst_curvature
+from jaxnm.first_order.rates import stability_limit, worst_curvature
 from jaxnm.first_order.spectral import spectral_radius, transient_growth
 from jaxnm.first_order.state_space import StateSpace, iteration_matrix
 from jaxnm.status import Status, first_failing, merge
@@ -204,8 +204,9 @@ def _analyze(method: StateSpace, given: Array, time_varying: Array, status: Arra
     if interval:
         mu, L = given[0], given[1]
         curvatures = mu + (L - mu) * jnp.linspace(0, 1, _INTERVAL_POINTS, dtype=given.dtype)
-        rate, worst = quadratic_rate(method, mu, L), worst_curvature(method, mu, L)
-        radii = spectral_radius(iteration_matrix(method, curvatures))
+        worst = worst_curvature(method, mu, L)
+        radii = spectral_radius(iteration_matrix(method, jnp.append(curvatures, worst)))
+        rate, radii = radii[-1], radii[:-1]
     else:
         curvatures = given
         radii = spectral_radius(iteration_matrix(method, curvatures))
@@ -285,8 +286,9 @@ def _card(analysis: Analysis) -> str:
     lines.append(("stable on", limit + (f" = {ratio:.3g} L" if np.isfinite(ratio) else "")))
     where = f"at step {a.transient_index}, curvature {a.transient_curvature:.4g}"
     lines.append(("transient growth", f"{a.transient_peak:.4g} {where}"))
-    verdict = "certifies the rate" if a.schur_valid else "is no certificate"
-    lines.append(("Schur function", f"valid on {100 * a.schur_fraction:.4g} % of the curvatures: {verdict}"))
+    verdict = "certifies the rate" if a.schur_valid else "no certificate, as eigenvalues on the rest are real or double"
+    share = f"valid on {100 * a.schur_fraction:.4g} % of the curvatures: {verdict}"
+    lines.append(("Schur function", share if a.method.num_states <= 2 else "defined for one and two states only"))
     slack = f"the rate + {a.eigen_slack:.2g}" if a.eigen_slack > 0 else "the rate"
     found = f"certifies {slack}" if a.eigen_valid else "not found within rounding"
     lines.append(("eigenvector function", found))
@@ -316,7 +318,8 @@ def _table(analysis: Analysis) -> str:
         "status": analysis.status,
     }
     shown = {title: np.ravel(np.asarray(column)) for title, column in columns.items() if column is not None}
-    rows = ["  ".join(shown)]
+    widths = [max(len(title), 9) for title in shown]
+    rows = ["  ".join(f"{title:>{width}}" for title, width in zip(shown, widths, strict=True))]
     for values in zip(*shown.values(), strict=True):
-        rows.append("  ".join(f"{value:>{len(title)}.6g}" for title, value in zip(shown, values, strict=True)))
+        rows.append("  ".join(f"{value:>{width}.6g}" for value, width in zip(values, widths, strict=True)))
     return "\n".join([*([analysis.name] if analysis.name else []), *rows])

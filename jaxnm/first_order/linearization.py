@@ -103,9 +103,9 @@ def check_affine(function: str, linearization: Linearization) -> None:
         arguments.refuse(
             function,
             "tx",
-            f"not affine in its state and the gradient: {linearization.failing}; the largest relative difference is "
-            f"{residual:.3g}",
-            f"an affine step (difference <= {tolerance:.1g})",
+            f"not affine in its state and the gradient: {linearization.failing}: "
+            + (f"off the prediction by {residual:.2g}" if np.isfinite(residual) else "the step is not finite there"),
+            f"a step that (A, B) predict (relative difference <= {tolerance:.1g})",
             "rates of adaptive, clipped or sign-based methods depend on the path and have no iteration matrix",
         )
 

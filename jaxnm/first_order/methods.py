@@ -75,8 +75,9 @@ def heavy_ball(step_size: Float[ArrayLike, ""], momentum: Float[ArrayLike, ""]) 
     Differentiable everywhere.
 
     Example:
-      >>> heavy_ball(0.1, 0.9).C
-      Array([1., 0.], dtype=float32)
+      >>> heavy_ball(0.1, 0.9).A
+      Array([[ 1.9, -0.9],
+             [ 1. ,  0. ]], dtype=float32)
     """
     return _build("heavy_ball", _heavy_ball, step_size=step_size, momentum=momentum)
 

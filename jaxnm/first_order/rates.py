@@ -305,9 +305,9 @@ def _limit_by_crossings(method: StateSpace) -> Array:
     first = jnp.min(jnp.where(crossings > noise, crossings, jnp.inf))  # NaN compares false
     crosses = jnp.isfinite(first)
     at = jnp.where(crosses, first, jnp.ones_like(first))
-    stable_below = _rate_at(frozen, at / 2) < 1
+    both = jnp.stack([at / 2, at])
+    rates, slopes = jax.jvp(lambda curvatures: _rate_at(method, curvatures), (both,), (jnp.ones_like(both),))
     # the limit moves so that the spectral radius there stays 1: d lam = -d rho / (d rho / d lam)
-    rate, slope = jax.value_and_grad(lambda curvature: _rate_at(frozen, curvature))(at)
-    moved = at - (_rate_at(method, at) - rate) / slope
+    moved = -rates[1] / jax.lax.stop_gradient(slopes[1])
     value = jnp.where(crosses, at + (moved - jax.lax.stop_gradient(moved)), jnp.inf)
-    return jnp.where(stable_below, value, jnp.zeros_like(value))
+    return jnp.where(rates[0] < 1, value, jnp.zeros_like(value))
