@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks [case ...] [--list] [--json FILE]`."""
+"""The command: `python -m benchmarks [case ...] [--list] [--json FILE] [--write FILE ...]`."""
 
 import argparse
 import dataclasses
@@ -32,6 +32,9 @@ def main() -> int:
     parser.add_argument("case", nargs="*", help="cases to run, or the beginnings of their names; all without one")
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
+    parser.add_argument(
+        "--write", type=Path, nargs="+", default=[], metavar="FILE", help="put the tables between the marks in FILE"
+    )
     arguments = parser.parse_args()
     if arguments.list:
         print("\n".join(CASES))
@@ -66,7 +69,23 @@ def main() -> int:
         cases = [dataclasses.asdict(outcome) for outcome in outcomes]
         content = {"environment": environment, "cases": cases, "failed": failed}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    about = "\n".join(f"- {key}: {value}" for key, value in environment.items())
+    notes = "\n".join([_LEGEND, *map(_footnote, outcomes)])
+    short = _table(rows, ("case", "peer", "ratio", "our ms", "peer ms", "our error", "peer error", "notes"))
+    dated = f"jax {environment['jax']}, {environment['device']}, {environment['date']}:"
+    for path in arguments.write:
+        _write_between(path, "benchmark table", f"{about}\n\n{_table(rows)}\n{notes}")
+        _write_between(path, "benchmark summary", f"{dated}\n\n{short}")
     return int(any(row.verdict in ("failed", "refused") for row in rows))
+
+
+def _write_between(path: Path, mark: str, content: str) -> None:
+    """Replace what stands between `<!-- mark -->` and `<!-- end of mark -->` in a file, where it has these marks."""
+    first, last = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    text = path.read_text()
+    if first in text and last in text:
+        head, rest = text.split(first, 1)
+        path.write_text(f"{head}{first}\n\n{content}\n\n{last}{rest.split(last, 1)[1]}")
 
 
 def _environment() -> dict[str, Any]:
@@ -100,10 +119,12 @@ def _processor() -> str:
     return models[0] if models else platform.processor()
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[Row], columns: tuple[str, ...] | None = None) -> str:
     header = ["case", "peer", "ratio", "CPU ratio", "our ms", "peer ms", "our CPU ms", "our error", "peer error"]
     header += ["compile s", "temporary", "traces", "notes"]
-    lines = [header, *(_cells(row) for row in rows)]
+    chosen = [header.index(name) for name in columns or header]
+    lines = [[line[i] for i in chosen] for line in [header, *map(_cells, rows)]]
+    header = lines[0]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     is_text = [name in ("case", "peer", "notes") for name in header]
     rule = ["-" * width if text else "-" * (width - 1) + ":" for width, text in zip(widths, is_text, strict=True)]

@@ -87,8 +87,8 @@ def casoratian(x_before: Any, x: Any, x_after: Any, x_star: Any) -> Float[Array,
 
     On a quadratic every eigendirection with the companion block [[a, b], [1, 0]] contributes a term that is multiplied
     by -b an iterate, exactly, for complex and for real eigenvalues. It certifies a rate only where
-    `schur_lyapunov(...).valid` holds on the whole spectrum, and is identically 0 for one-state methods. A difference of nearly equal numbers: expect noise of
-    about eps |x - x*|^2.
+    `schur_lyapunov(...).valid` holds on the whole spectrum, and is identically 0 for one-state methods. A difference
+    of nearly equal numbers: expect noise of about eps |x - x*|^2.
 
     Args:
       x_before: x_{k-2}, any pytree of floating arrays.
