@@ -57,6 +57,8 @@ class Comparison(NamedTuple):
     """Rate of the iteration blocks in that window, from the same state: not yet asymptotic, but linear."""
     growth: float
     """Largest growth from the start for which the theory predicts the most."""
+    kreiss: fo.CertifiedMaximum
+    """Kreiss constant of the block with the largest predicted growth."""
     limit: float
     """Predicted learning-rate limit."""
     below: tuple[float, float]
@@ -226,6 +228,7 @@ def compare(problem: Problem, name: str, factory: Factory, learning_rate: float)
         observed=fitted_rate(distances[window]),
         blocks=fitted_rate(linear_distances),
         growth=float(run_near(learning_rate, largest_growth, worst).max()),
+        kreiss=fo.kreiss_constant(blocks[worst]),
         limit=limit,
         below=(rate_at(1 - MARGIN), float(run_near((1 - MARGIN) * limit, at_rest, -1)[-1])),
         above=(rate_at(1 + MARGIN), float(run_near((1 + MARGIN) * limit, at_rest, -1)[-1])),
@@ -254,12 +257,20 @@ def checks(comparison: Comparison) -> dict[str, bool]:
         "observed rate = predicted rate within 5 % of the iterates a digit": abs(difference(c)) < 0.05,
         "observed rate = rate of the blocks in the same window within 0.5 %": abs(digits[0] / digits[1] - 1) < 0.005,
         "observed growth = predicted growth within 0.5 %": abs(c.growth / float(a.transient_peak) - 1) < 0.005,
+        "growth lies between the Kreiss constant and its bound": float(c.kreiss.value) * (1 - 1e-6)
+        <= float(a.transient_peak)
+        <= kreiss_bound(c),
         "approaches just below the learning-rate limit": c.below[1] < 0.1,
         "leaves just above the learning-rate limit": c.above[1] > 10,
     }
     if a.schur_valid and c.casoratian.size:
         held["the Casoratian falls at every iterate"] = bool(jnp.all(jnp.diff(c.casoratian) < 0))
     return {f"{a.name}: {what}": bool(holds) for what, holds in held.items()}
+
+
+def kreiss_bound(comparison: Comparison) -> float:
+    """Upper bound of the growth by the Kreiss matrix theorem, e n K."""
+    return float(np.e * comparison.analysis.method.num_states * comparison.kreiss.upper_bound)
 
 
 def card(comparison: Comparison) -> str:
@@ -275,6 +286,7 @@ def card(comparison: Comparison) -> str:
         ),
         ("  blocks there", f"{100 * blocks:+.2f} %{explanation(c)}"),
         ("observed growth", f"{c.growth:.4g} from the worst state {NEAR:g} away (predicted {a.transient_peak:.4g})"),
+        ("Kreiss constant", f"K = {c.kreiss.value:.4g}, so the growth is between K and e n K = {kreiss_bound(c):.4g}"),
         ("observed Lyapunov", lyapunov(c)),
         ("learning-rate limit", f"{c.limit:.4g}; {c.deviations.shape[0] - 1} steps from {NEAR:g} away:"),
         (f"  at {1 - MARGIN:g} of it", f"predicted rate {c.below[0]:.4f}, observed distance {c.below[1] * NEAR:.1e}"),

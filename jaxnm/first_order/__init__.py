@@ -1,11 +1,12 @@
 """What rate will my optimizer have, why, and how badly can it overshoot first?
 
 `state_space` holds the one representation, z+ = A z + B grad f(C z), and its blocks on a quadratic; `methods` the named
-methods in it; `linearization` brings any affine optax transformation into it. `spectral` has the spectral radius and
-the transient growth of a block, `rates` the worst case over an interval of curvatures, `lyapunov` the quadratic
-Lyapunov functions. `hessian` computes the curvatures of a model, and `analysis` puts all of it on one card.
+methods in it, `semi_iteration` Chebyshev's; `linearization` brings any affine optax transformation into it. `spectral`
+has the spectral radius and the transient growth of a block, `rates` the worst case over an interval of curvatures,
+`lyapunov` the quadratic Lyapunov functions, `non_normality` what the spectral radius hides: resolvents, the numerical
+radius, the Kreiss constant. `hessian` computes the curvatures of a model, and `analysis` puts it on one card.
 
-Read in the order state_space, methods, spectral, rates, lyapunov, linearization, hessian, analysis.
+Read in the order state_space, methods, spectral, rates, lyapunov, linearization, hessian, analysis; then the rest.
 Source of the theory: arXiv:2310.15880, with corrections that the guide lists and computes.
 """
 
@@ -34,10 +35,17 @@ from jaxnm.first_order.methods import quasi_hyperbolic as quasi_hyperbolic
 from jaxnm.first_order.methods import robust_momentum as robust_momentum
 from jaxnm.first_order.methods import three_parameter as three_parameter
 from jaxnm.first_order.methods import triple_momentum as triple_momentum
+from jaxnm.first_order.non_normality import CertifiedMaximum as CertifiedMaximum
+from jaxnm.first_order.non_normality import kreiss_constant as kreiss_constant
+from jaxnm.first_order.non_normality import numerical_radius as numerical_radius
+from jaxnm.first_order.non_normality import pseudospectrum as pseudospectrum
+from jaxnm.first_order.non_normality import resolvent_norm as resolvent_norm
 from jaxnm.first_order.rates import is_stable as is_stable
 from jaxnm.first_order.rates import quadratic_rate as quadratic_rate
 from jaxnm.first_order.rates import stability_limit as stability_limit
 from jaxnm.first_order.rates import worst_curvature as worst_curvature
+from jaxnm.first_order.semi_iteration import chebyshev as chebyshev
+from jaxnm.first_order.semi_iteration import time_varying_rate as time_varying_rate
 from jaxnm.first_order.spectral import TransientGrowth as TransientGrowth
 from jaxnm.first_order.spectral import spectral_radius as spectral_radius
 from jaxnm.first_order.spectral import transient_growth as transient_growth

@@ -111,7 +111,7 @@ def _transient_growth(matrix: Array, num_steps: int) -> TransientGrowth:
     def step(carry: tuple[Array, Array, Array], k: Array) -> tuple[tuple[Array, Array, Array], None]:
         power, peak, index = carry
         power = matmul(power, matrix)
-        norm = _norm(power)
+        norm = spectral_norm(power)
         larger = norm > peak
         return (power, jnp.where(larger, norm, peak), jnp.where(larger, k, index)), None
 
@@ -121,7 +121,7 @@ def _transient_growth(matrix: Array, num_steps: int) -> TransientGrowth:
     return TransientGrowth(arguments.nan_unless(peak, finite), index)
 
 
-def _norm(matrix: Array) -> Array:
+def spectral_norm(matrix: Array) -> Array:
     """2-norm of each member; inf where a finite iteration overflowed."""
     finite = jnp.all(jnp.isfinite(matrix), (-2, -1))
     matrix = jnp.where(finite[..., None, None], matrix, jnp.zeros_like(matrix))

@@ -164,6 +164,27 @@ ROWS = [
     Row("first_order.worst_curvature", _of(first_order.worst_curvature, _method, _number(0.1), _number(1.0))),
     Row("first_order.is_stable", _of(first_order.is_stable, _method, _number(0.1), _number(1.0)), _DISCRETE),
     Row("first_order.stability_limit", _of(first_order.stability_limit, _method)),
+    Row(
+        "first_order.chebyshev",
+        _of(lambda mu, L: first_order.chebyshev(mu, L, 4), _number(0.1), _number(1.0)),
+    ),
+    Row(
+        "first_order.time_varying_rate",
+        _of(
+            lambda mu, lam: first_order.time_varying_rate(first_order.chebyshev(mu, 1.0, 4), lam),
+            _number(0.1),
+            lambda d: jnp.asarray([0.15, 0.6], d),
+        ),
+    ),
+    Row("first_order.resolvent_norm", _of(first_order.resolvent_norm, lambda d: 0.3 * _matrix(d, 2, 2), _curvatures)),
+    Row("first_order.pseudospectrum", _of(first_order.pseudospectrum, lambda d: 0.3 * _matrix(d, 2, 2), _curvatures)),
+    Row(
+        "first_order.kreiss_constant",
+        _of(first_order.kreiss_constant, lambda d: 0.3 * _matrix(d, 2, 2)),
+        "a supremum found by comparisons",
+        heavy=True,
+    ),
+    Row("first_order.numerical_radius", _of(first_order.numerical_radius, lambda d: _matrix(d, 2, 2)), heavy=True),
     Row("first_order.schur_lyapunov", _of(first_order.schur_lyapunov, _method, _curvatures)),
     Row("first_order.casoratian", _of(first_order.casoratian, *(partial(_vector, seed) for seed in range(4)))),
     Row(
