@@ -201,8 +201,9 @@ def compare(problem: Problem, name: str, factory: Factory, learning_rate: float)
 
     # near the minimizer, in the direction and with the optimizer state that grow most
     worst = int(jnp.argmin(jnp.abs(problem.spectrum.eigenvalues - analysis.transient_curvature)))
-    power = np.linalg.matrix_power(np.asarray(blocks[worst]), int(analysis.transient_index))
-    largest_growth = np.linalg.svd(power)[2][0]
+    units = np.asarray(analysis.state_units)  # states that hold gradients, in units of the parameters
+    block = np.asarray(blocks[worst]) * units[:, None] / units
+    largest_growth = np.linalg.svd(np.linalg.matrix_power(block, int(analysis.transient_index)))[2][0]
 
     # and along the largest curvature, at learning rates on both sides of the limit
     limit = learning_rate * float(analysis.stability_limit / problem.spectrum.L)
@@ -210,10 +211,11 @@ def compare(problem: Problem, name: str, factory: Factory, learning_rate: float)
 
     def run_near(learning_rate: float, states: np.ndarray, mode: int) -> np.ndarray:
         """Norms of the deviation, in units of the first, from `states` [n] along an eigenvector of the Hessian."""
-        deviation = NEAR * jnp.outer(states, problem.modes[:, mode])
+        deviation = NEAR * jnp.outer(states / units, problem.modes[:, mode])
         params = solution + deviation[0].reshape(solution.shape)
         state = optimizer_state(factory(learning_rate), params, deviation[1:])
-        return np.linalg.norm(run(learning_rate, params, state) - limit_point, axis=(-2, -1)) / NEAR
+        deviations = units[:, None] * (run(learning_rate, params, state) - limit_point)
+        return np.linalg.norm(deviations, axis=(-2, -1)) / NEAR
 
     def rate_at(share: float) -> float:
         """Predicted rate at this share of the limit: only learning rate times curvature counts."""
@@ -228,7 +230,7 @@ def compare(problem: Problem, name: str, factory: Factory, learning_rate: float)
         observed=fitted_rate(distances[window]),
         blocks=fitted_rate(linear_distances),
         growth=float(run_near(learning_rate, largest_growth, worst).max()),
-        kreiss=fo.kreiss_constant(blocks[worst]),
+        kreiss=fo.kreiss_constant(block),
         limit=limit,
         below=(rate_at(1 - MARGIN), float(run_near((1 - MARGIN) * limit, at_rest, -1)[-1])),
         above=(rate_at(1 + MARGIN), float(run_near((1 + MARGIN) * limit, at_rest, -1)[-1])),

@@ -21,6 +21,9 @@ class Status(enum.IntEnum):
     NONFINITE_RESULT = 2
     NOT_STABLE = 3
     NOT_SYMMETRIC = 4
+    INACCURATE = 5
+    OUT_OF_RANGE = 6
+    NOT_AFFINE = 7
 
     @property
     def meaning(self) -> str:
@@ -48,6 +51,18 @@ _EXPLANATIONS = {
         "a matrix that must be symmetric is not, beyond rounding",
         "pass its symmetric part (a + a.T) / 2 if that is what is meant; a Hessian that is not symmetric "
         "has a wrong custom derivative or second derivatives that do not exist",
+    ),
+    Status.INACCURATE: (
+        "the residual is far above rounding, so few digits of the result are right",
+        "use float64, or scale the problem so that it is better conditioned",
+    ),
+    Status.OUT_OF_RANGE: (
+        "a traced argument lies outside the range that the docstring states",
+        "check the ranges in the docstring of the function",
+    ),
+    Status.NOT_AFFINE: (
+        "a step of the optimizer is not an affine function of its state and the gradient",
+        "use an optimizer without adaptive, clipped or sign-based steps, and finite hyperparameters",
     ),
 }
 

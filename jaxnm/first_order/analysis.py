@@ -13,9 +13,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int32
 
 from jaxnm import arguments
 from jaxnm.first_order.hessian import Spectrum
-from jaxnm.first_order.linearization import check_affine, from_optax, linearize
+from jaxnm.first_order.linearization import check_affine, from_optax, is_affine, linearize
 from jaxnm.first_order.lyapunov import eigen_lyapunov_candidates, lyapunov_decrease, schur_lyapunov
-from jaxnm.first_order.methods import check_curvatures
+from jaxnm.first_order.methods import check_curvatures, curvatures_valid
 from jaxnm.first_order.rates import stability_limit, worst_curvature
 from jaxnm.first_order.spectral import spectral_radius, transient_growth
 from jaxnm.first_order.state_space import StateSpace, iteration_matrix
@@ -48,9 +48,11 @@ class Analysis:
     stability_limit: Float[Array, "*batch"]
     """Largest curvature below which all positive ones are stable."""
     transient_peak: Float[Array, "*batch"]
-    """Largest 2-norm of a power of a block over the curvatures: how far the error can overshoot before it decays."""
+    """Largest 2-norm of a power of a block over the curvatures: how far the error can overshoot before it decays.
+
+    States in units of a gradient are measured by what they do to the parameters: see `state_units`."""
     transient_index: Int32[Array, "*batch"]
-    """After how many steps."""
+    """After how many steps; 300, the last one looked at, if the norm may still grow."""
     transient_curvature: Float[Array, "*batch"]
     """At which curvature."""
     schur_fraction: Float[Array, "*batch"]
@@ -61,10 +63,14 @@ class Analysis:
     """Whether the eigenvector Lyapunov function was found and checked on every curvature, for rate + eigen_slack."""
     eigen_slack: Float[Array, "*batch"]
     """0 where eigenvectors suffice; (1 - rate) / 100 where a defective block needed a slack."""
+    state_units: Float[Array, "*batch n"]
+    """|B_0 / B_i|, the factor from state i, where gradients enter it, to units of the parameters; 1 elsewhere."""
     time_varying: Bool[Array, "*batch"]
     """Whether the method is a snapshot of a time-varying one."""
+    stochastic: Bool[Array, "*batch"]
+    """Whether the method is the mean of one with injected noise."""
     status: Int32[Array, "*batch"]
-    """OK, NONFINITE_INPUT, or the status of the Spectrum."""
+    """OK, NONFINITE_INPUT, OUT_OF_RANGE, NOT_AFFINE, or the status of the Spectrum."""
     num_curvatures: int = flax.struct.field(pytree_node=False)
     """At how many curvatures the blocks were evaluated."""
     interval: bool = flax.struct.field(pytree_node=False)
@@ -94,15 +100,17 @@ def analyze(
       warmup_steps: as in `from_optax`.
 
     Returns:
-      `Analysis`. On a Spectrum or an array everything is evaluated at its m curvatures. On a pair the rate and its
-      curvature are certified for the whole interval; transient growth (300 steps) and the Lyapunov functions are
-      evaluated at 257 equidistant curvatures.
+      `Analysis`, in the dtype of the spectrum for an optax transformation. On a Spectrum or an array everything is
+      evaluated at its m curvatures. On a pair the rate and its curvature are certified for the whole interval, while
+      transient growth (300 steps) and the Lyapunov functions are evaluated at 257 equidistant curvatures. Optimizer
+      states in units of a gradient are first scaled to those of the parameters: the units of the loss do not matter.
 
     Raises:
       ValueError: a pair outside 0 <= mu <= L, no curvatures, or a transformation that is not affine. TypeError:
         integer arrays, or a method of another type.
 
-    Status: NONFINITE_INPUT where the method or a curvature is not finite; else that of the Spectrum.
+    Status: that of the Spectrum; OUT_OF_RANGE for a traced pair outside 0 <= mu <= L; NONFINITE_INPUT where the method
+      or a curvature is not finite. No Lyapunov function is valid then.
 
     Cost: m blocks, each with 300 powers and one Schur form. With a StateSpace it works under `jit` and `vmap`.
     Differentiable in rate, stability limit and transient peak where those functions are.
@@ -112,11 +120,15 @@ def analyze(
       >>> round(float(analyze(optimal_heavy_ball(1.0, 9.0), (1.0, 9.0)).rate), 4)
       0.5
     """
-    time_varying = jnp.array(False)
+    flags = (jnp.array(False), jnp.array(False))
     if isinstance(method, optax.GradientTransformation):
         linearization = from_optax(method, warmup_steps=warmup_steps)
-        method, time_varying = linearization.method, linearization.time_varying
-    elif not isinstance(method, StateSpace):
+        method, flags = linearization.method, (linearization.time_varying, linearization.stochastic)
+        curvatures, interval, status = _curvatures("analyze", spectrum, method.A.dtype)
+        method = jax.tree.map(lambda leaf: leaf.astype(curvatures.dtype), method)
+    elif isinstance(method, StateSpace):
+        curvatures, interval, status = _curvatures("analyze", spectrum, method.A.dtype)
+    else:
         arguments.refuse(
             "analyze",
             "method",
@@ -125,8 +137,7 @@ def analyze(
             "build one with jaxnm.first_order.state_space(A, B, C)",
             error=TypeError,
         )
-    curvatures, interval, status = _curvatures("analyze", spectrum, method.A.dtype)
-    return dataclasses.replace(_analyze(method, curvatures, time_varying, status, interval), name=name)
+    return dataclasses.replace(_analyze(method, curvatures, flags, status, interval), name=name)
 
 
 def analyze_learning_rates(
@@ -151,11 +162,13 @@ def analyze_learning_rates(
       `Analysis` with a leading axis [batch]; `str(...)` is a table, a row a learning rate, in order.
 
     Raises:
-      ValueError, TypeError: as `from_optax` and `analyze`.
+      ValueError: none of the members is affine (outside `jit`), or as `analyze`. TypeError: as `analyze`.
+
+    Status: as `analyze`, and NOT_AFFINE for members whose step is not affine or not finite, whose figures are NaN; the
+      others are unharmed.
 
     Cost: one linearization for the whole grid, then that of `analyze` a member.
-    Differentiable in the learning rates, under `jit` too (the test that the transformation is affine then has to be
-    made once outside).
+    Differentiable in the learning rates, under `jit` too.
 
     Example:
       >>> import optax
@@ -165,15 +178,24 @@ def analyze_learning_rates(
     """
     (learning_rates,) = arguments.to_arrays("analyze_learning_rates", learning_rates=learning_rates)
     arguments.check_shape(
-        "analyze_learning_rates", "learning_rates", learning_rates, "[batch]", lambda shape: len(shape) == 1
+        "analyze_learning_rates",
+        "learning_rates",
+        learning_rates,
+        "[batch] with batch >= 1",
+        lambda shape: len(shape) == 1 and shape[0] > 0,
     )
     linearization = jax.vmap(lambda rate: linearize(factory(rate), warmup_steps))(learning_rates)
     if not isinstance(linearization.residual, jax.core.Tracer):
         check_affine("analyze_learning_rates", linearization)
+    affine = is_affine(linearization)
     method = jax.tree.map(lambda leaf: leaf.astype(learning_rates.dtype), linearization.method)
+    method = jax.vmap(lambda one, good: jax.tree.map(lambda leaf: arguments.nan_unless(leaf, good), one))(
+        method, affine
+    )
     curvatures, interval, status = _curvatures("analyze_learning_rates", spectrum, method.A.dtype)
-    one = lambda method, time_varying: _analyze(method, curvatures, time_varying, status, interval)
-    analysis = jax.vmap(one)(method, linearization.time_varying)
+    statuses = merge(jnp.broadcast_to(status, affine.shape), first_failing((~affine, Status.NOT_AFFINE)))
+    one = lambda method, flags, status: _analyze(method, curvatures, flags, status, interval)
+    analysis = jax.vmap(one)(method, (linearization.time_varying, linearization.stochastic), statuses)
     return dataclasses.replace(analysis, name=name, learning_rate=learning_rates)
 
 
@@ -199,10 +221,14 @@ def _curvatures(function: str, spectrum: Any, dtype: Any) -> tuple[Array, bool, 
     return curvatures, False, status
 
 
-def _analyze(method: StateSpace, given: Array, time_varying: Array, status: Array, interval: bool) -> Analysis:
+def _analyze(
+    given_method: StateSpace, given: Array, flags: tuple[Array, Array], status: Array, interval: bool
+) -> Analysis:
+    units, method = _in_parameter_units(given_method)
     mu, L = jnp.min(given), jnp.max(given)
     if interval:
         mu, L = given[0], given[1]
+        status = merge(status, first_failing((~curvatures_valid(mu, L, positive=False), Status.OUT_OF_RANGE)))
         curvatures = mu + (L - mu) * jnp.linspace(0, 1, _INTERVAL_POINTS, dtype=given.dtype)
         worst = worst_curvature(method, mu, L)
         radii = spectral_radius(iteration_matrix(method, jnp.append(curvatures, worst)))
@@ -211,7 +237,17 @@ def _analyze(method: StateSpace, given: Array, time_varying: Array, status: Arra
         curvatures = given
         radii = spectral_radius(iteration_matrix(method, curvatures))
         rate, worst = jnp.max(radii), curvatures[jnp.argmax(radii)]
-    return _evaluate(method, curvatures, radii, rate, worst, mu, L, time_varying, status, interval)
+    analysis = _evaluate(method, curvatures, radii, rate, worst, mu, L, flags, status, interval)
+    return dataclasses.replace(analysis, method=given_method, state_units=units)
+
+
+def _in_parameter_units(method: StateSpace) -> tuple[Array, StateSpace]:
+    """(units, the same method with state i multiplied by units[i]), so that a gradient enters all states alike."""
+    share = jnp.abs(method.B[:1]) / jnp.where(method.B == 0, jnp.ones_like(method.B), jnp.abs(method.B))
+    units = jnp.where((method.B == 0) | (share == 0), jnp.ones_like(share), share)
+    units = jax.lax.stop_gradient(units)
+    A = method.A * units[:, None] / units[None, :]
+    return units, StateSpace(A, method.B * units, method.C / units)
 
 
 @jax.jit(static_argnames="interval")
@@ -223,7 +259,7 @@ def _evaluate(
     worst: Array,
     mu: Array,
     L: Array,
-    time_varying: Array,
+    flags: tuple[Array, Array],
     status: Array,
     interval: bool,
 ) -> Analysis:
@@ -258,10 +294,12 @@ def _evaluate(
         transient_index=growth.index[top],
         transient_curvature=curvatures[top],
         schur_fraction=jnp.mean(schur.valid.astype(curvatures.dtype)),
-        schur_valid=jnp.all(schur.valid),
-        eigen_valid=jnp.all(decrease >= -rounding),
+        schur_valid=finite & jnp.all(schur.valid),
+        eigen_valid=finite & jnp.all(decrease >= -rounding),
         eigen_slack=slack,
-        time_varying=time_varying,
+        state_units=jnp.ones_like(method.B),
+        time_varying=flags[0],
+        stochastic=flags[1],
         status=merge(status, first_failing((~finite, Status.NONFINITE_INPUT))),
         num_curvatures=curvatures.shape[0],
         interval=interval,
@@ -285,13 +323,16 @@ def _card(analysis: Analysis) -> str:
     ratio = a.stability_limit / a.L if a.L > 0 else np.inf
     lines.append(("stable on", limit + (f" = {ratio:.3g} L" if np.isfinite(ratio) else "")))
     where = f"at step {a.transient_index}, curvature {a.transient_curvature:.4g}"
-    lines.append(("transient growth", f"{a.transient_peak:.4g} {where}"))
+    growing = " or later" if a.transient_index == _TRANSIENT_STEPS else ""
+    lines.append(("transient growth", f"{a.transient_peak:.4g} {where}{growing}"))
     verdict = "certifies the rate" if a.schur_valid else "no certificate, as eigenvalues on the rest are real or double"
     share = f"valid on {100 * a.schur_fraction:.4g} % of the curvatures: {verdict}"
     lines.append(("Schur function", share if a.method.num_states <= 2 else "defined for one and two states only"))
     slack = f"the rate + {a.eigen_slack:.2g}" if a.eigen_slack > 0 else "the rate"
     found = f"certifies {slack}" if a.eigen_valid else "not found within rounding"
     lines.append(("eigenvector function", found))
+    if a.stochastic:
+        lines.append(("stochastic", "all of the above is about the mean over the injected noise"))
     if a.time_varying:
         lines.append(("time-varying", "all of the above is a snapshot of one step"))
     title = [a.name] if a.name else []

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int32
 
-from jaxnm import arguments, trees
+from jaxnm import arguments
 from jaxnm.linalg import eigh
 from jaxnm.status import Status, first_failing
 
@@ -36,13 +36,13 @@ def hessian_spectrum(loss: Callable[[Any], Any], params: Any) -> Spectrum:
     Args:
       loss: function of the parameters alone, returning a real scalar. A `jax.tree_util.Partial` carries data as
         traced leaves, so that new data do not recompile.
-      params: any pytree of real floating arrays of one dtype, d numbers in all.
+      params: any pytree of float32 arrays, or of float64 arrays, d numbers in all.
 
     Returns:
       `Spectrum(eigenvalues [d] ascending, mu, L, asymmetry, status)`, in the dtype of the parameters.
 
     Raises:
-      TypeError: parameters that are not real floating arrays, or a loss that is not a real floating scalar.
+      TypeError: parameters that are not all float32 or all float64, or a loss that is not a real floating scalar.
       ValueError: no parameters.
 
     Status:
@@ -63,12 +63,12 @@ def hessian_spectrum(loss: Callable[[Any], Any], params: Any) -> Spectrum:
         )
     dtypes = {jnp.result_type(leaf) for leaf in leaves}
     for leaf in leaves:
-        if not trees.is_floating(leaf) or jnp.iscomplexobj(leaf) or len(dtypes) > 1:
+        if len(dtypes) > 1 or jnp.result_type(leaf) not in (jnp.float32, jnp.float64):
             arguments.refuse(
                 "hessian_spectrum",
                 "params",
                 f"of dtypes {sorted(map(str, dtypes))}",
-                "real floating arrays of one dtype",
+                "float32 or float64 arrays, all of one dtype",
                 "cast them, and keep integers out of the tree",
                 error=TypeError,
             )

@@ -66,8 +66,9 @@ def _schur_lyapunov(matrix: Array) -> SchurLyapunov:
         modulus = jnp.abs(matrix[..., 0, 0])
         return SchurLyapunov(jnp.ones_like(matrix), modulus, jnp.isfinite(modulus))
     if n > 2:
-        nan = jnp.full(batch, jnp.nan, matrix.dtype)
-        return SchurLyapunov(jnp.full_like(matrix, jnp.nan), nan, jnp.zeros(batch, bool))
+        invalid = jnp.zeros(batch, bool)
+        nan = arguments.nan_unless(matrix, invalid, 2)
+        return SchurLyapunov(nan, nan[..., 0, 0], invalid)
     a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
     half = (a - d) / 2
     discriminant = half * half + b * c
@@ -109,8 +110,9 @@ def casoratian(x_before: Any, x: Any, x_after: Any, x_star: Any) -> Float[Array,
       0.0
     """
     trees.check_same_structure("casoratian", x=x, x_before=x_before, x_after=x_after, x_star=x_star)
-    for leaf in jax.tree.leaves(x):
-        arguments.to_arrays("casoratian", x=leaf)
+    for name, tree in (("x", x), ("x_before", x_before), ("x_after", x_after), ("x_star", x_star)):
+        for leaf in jax.tree.leaves(tree):
+            arguments.check_real("casoratian", name, *arguments.to_arrays("casoratian", **{name: leaf}))
     return _casoratian(x_before, x, x_after, x_star)
 
 

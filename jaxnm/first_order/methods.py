@@ -13,6 +13,8 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxnm import arguments
 from jaxnm.first_order.state_space import StateSpace
 
+_ROUNDED = 1e-6  # how far outside its interval a rate given to a few digits may lie
+
 
 def three_parameter(alpha: Float[ArrayLike, ""], beta: Float[ArrayLike, ""], gamma: Float[ArrayLike, ""]) -> StateSpace:
     """`x_{k+1} = x_k + beta (x_k - x_{k-1}) - alpha grad f(x_k + gamma (x_k - x_{k-1}))`, state (x_k, x_{k-1}).
@@ -206,7 +208,8 @@ def robust_momentum(rho: Float[ArrayLike, ""], mu: Float[ArrayLike, ""], L: Floa
     """The robust momentum method, tuned by its rate: fast and fragile at the lower end, gradient descent at the upper.
 
     Args:
-      rho: rate per iterate, in [1 - 1/sqrt(kappa), 1 - 1/kappa]; the lower end is `triple_momentum`.
+      rho: rate per iterate, in [1 - 1/sqrt(kappa), 1 - 1/kappa]; the lower end is `triple_momentum`. Up to 1e-6
+        outside counts as the end, so that a rounded number may be passed.
       mu: smallest curvature, > 0.
       L: largest curvature, >= mu.
 
@@ -225,21 +228,21 @@ def robust_momentum(rho: Float[ArrayLike, ""], mu: Float[ArrayLike, ""], L: Floa
     """
     check_curvatures("robust_momentum", mu, L)
     if arguments.is_number(mu) and arguments.is_number(L):
-        slack, ratio = 1e-6, mu / L
-        lower, upper = 1 - ratio**0.5, 1 - ratio
+        lower, upper = 1 - (mu / L) ** 0.5, 1 - mu / L
         arguments.check_number(
             "robust_momentum",
             "rho",
             rho,
             f"a number in [1 - sqrt(mu/L), 1 - mu/L] = [{lower:.6g}, {upper:.6g}]",
-            lambda value: lower - slack <= value <= upper + slack,
+            lambda value: lower - _ROUNDED <= value <= upper + _ROUNDED,
             "choose a rate inside the interval",
         )
 
     def build(rho: Array, mu: Array, L: Array) -> StateSpace:
         kappa = L / mu
-        slack = 8 * jnp.finfo(rho.dtype).eps
-        inside = (rho >= 1 - jnp.sqrt(mu / L) - slack) & (rho <= 1 - mu / L + slack)
+        lower, upper = 1 - jnp.sqrt(mu / L), 1 - mu / L
+        inside = (rho >= lower - _ROUNDED) & (rho <= upper + _ROUNDED)
+        rho = jnp.clip(rho, lower, upper)
         excess = jnp.where(kappa > 1, kappa - 1, jnp.ones_like(kappa))
         # at mu = L the interval is the point rho = 0: gradient descent
         cube = jnp.where(kappa > 1, rho**3, jnp.zeros_like(rho))

@@ -20,6 +20,7 @@ from jaxnm.first_order.state_space import StateSpace, iteration_matrix
 from jaxnm.linalg import matmul
 
 _MAX_LEVELS = 64
+_LEVEL_MARGIN = 1000  # in units of eps: how closely two levels are told apart
 
 
 def quadratic_rate(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> Float[Array, ""]:
@@ -41,8 +42,10 @@ def quadratic_rate(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayL
     problems.
     Accuracy: n <= 2: rounding, as the worst curvature is an end of the interval (the trace and the determinant are
     affine in lam, so Jury's conditions at every radius cut out an interval). n >= 3: no curvature of the interval
-    exceeds the returned rate by more than a factor 1 + 1000 eps.
-    Differentiable where the worst curvature is unique (one-sided elsewhere) and `spectral_radius` is.
+    exceeds the returned rate by more than a factor 1 + 1000 eps where the dominant eigenvalues are well conditioned; at
+    a multiple root of order p a peak narrower than eps^(1/p) can be missed.
+    Differentiable where the worst curvature is unique (one-sided elsewhere) and `spectral_radius` is; second
+    derivatives only where the worst curvature is an end of the interval.
 
     Example:
       >>> from jaxnm.first_order import gradient_descent
@@ -86,8 +89,8 @@ def is_stable(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, 
       L: largest curvature, >= mu.
 
     Returns:
-      bool scalar: `quadratic_rate(method, mu, L)` is below 1 by more than rounding (8 n eps); False for bad traced
-      input, and where mu = 0 keeps an eigenvalue 1.
+      bool scalar: `quadratic_rate(method, mu, L)` is below 1 by more than its accuracy (8 n eps for n <= 2, else
+      1000 eps); False for bad traced input, and where mu = 0 keeps an eigenvalue 1.
 
     Raises:
       ValueError: Python numbers outside 0 <= mu <= L.
@@ -100,7 +103,7 @@ def is_stable(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, 
       (True, False)
     """
     rate = _quadratic_rate(method, *_interval("is_stable", method, mu, L))
-    return rate < 1 - 8 * method.num_states * jnp.finfo(rate.dtype).eps
+    return rate < 1 - (_LEVEL_MARGIN if method.num_states > 2 else 8 * method.num_states) * jnp.finfo(rate.dtype).eps
 
 
 def stability_limit(method: StateSpace) -> Float[Array, ""]:
@@ -110,12 +113,14 @@ def stability_limit(method: StateSpace) -> Float[Array, ""]:
       method: state-space form.
 
     Returns:
-      scalar >= 0: 0 if small curvatures are unstable already, inf if every positive curvature is stable, NaN if the
-      method is not finite. Divide by L for the factor by which the step may grow, for methods where only the product
-      of step and curvature counts.
+      scalar >= 0: 0 if small curvatures are unstable already, inf if every positive curvature is stable. NaN if the
+      method is not finite, or (n >= 3) if the dtype cannot decide whether the curvatures below are stable. Divide by L
+      for the factor by which the step may grow, for methods where only the product of step and curvature counts.
 
     Cost: n <= 2: Jury's three affine conditions. n >= 3: the crossings of the unit circle.
-    Differentiable where the limit is positive and finite.
+    Accuracy: n <= 2: rounding. n >= 3: that of a root of the characteristic polynomial on the circle, eps times its
+    condition: poor where eigenvalues meet there.
+    Differentiable where the limit is positive and finite; for n >= 3 to first order only.
 
     Example:
       >>> from jaxnm.first_order import heavy_ball
@@ -160,7 +165,7 @@ def _highest(method: StateSpace, mu: Array, L: Array) -> Array:
     crossings the rate is above or below the level throughout, so one look at each midpoint tells, and the level can
     be raised to the highest. Convergence is quadratic (as for the H-infinity norm: Boyd, Balakrishnan 1990).
     """
-    margin = 1000 * jnp.finfo(mu.dtype).eps
+    margin = _LEVEL_MARGIN * jnp.finfo(mu.dtype).eps
 
     def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         rate, curvature, _, rounds = state
@@ -308,6 +313,10 @@ def _limit_by_crossings(method: StateSpace) -> Array:
     both = jnp.stack([at / 2, at])
     rates, slopes = jax.jvp(lambda curvatures: _rate_at(method, curvatures), (both,), (jnp.ones_like(both),))
     # the limit moves so that the spectral radius there stays 1: d lam = -d rho / (d rho / d lam)
-    moved = -rates[1] / jax.lax.stop_gradient(slopes[1])
+    slope = jax.lax.stop_gradient(jnp.where(crosses & (slopes[1] != 0), slopes[1], jnp.ones_like(first)))
+    moved = jnp.where(crosses, -rates[1] / slope, jnp.zeros_like(first))
     value = jnp.where(crosses, at + (moved - jax.lax.stop_gradient(moved)), jnp.inf)
-    return jnp.where(rates[0] < 1, value, jnp.zeros_like(value))
+    noise = 8 * method.num_states * jnp.finfo(first.dtype).eps
+    value = jnp.where(rates[0] < 1 - noise, value, jnp.zeros_like(value))
+    # on the circle within rounding at half a crossing: stable or not cannot be decided
+    return arguments.nan_unless(value, ~crosses | (jnp.abs(rates[0] - 1) > noise))

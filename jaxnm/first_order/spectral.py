@@ -34,8 +34,8 @@ def spectral_radius(matrix: Num[ArrayLike, "*batch n n"]) -> Float[Array, "*batc
     Accuracy: eps times the condition of the eigenvalue. At a double root that is sqrt(eps), and nothing better can be
     decided in floating point: a discriminant within rounding of zero counts as zero.
     Differentiable where the dominant modulus is simple. At a double root of a real 2 x 2 matrix the gradient is that
-    of the complex side, sqrt(det), and finite; where two moduli tie it is that of one of them; at 0 it is 0. For
-    n >= 3 the gradient at a double root is finite, but only bounded by 1 / sqrt(eps).
+    of the complex side, sqrt(det), and finite; where two moduli tie it is that of one of them; at 0 it is a
+    subgradient. For n >= 3 the gradient at a double root is finite, but only bounded by 1 / sqrt(eps).
 
     Example:
       >>> float(spectral_radius(jnp.array([[0.0, -0.25], [1.0, 0.0]])))

@@ -78,8 +78,8 @@ def eigenvalues(matrix: Num[ArrayLike, "*batch n n"]) -> Complex[Array, "*batch 
     Source: as `schur`; the derivative is w^H dA v / (w^H v) with left and right eigenvectors w and v.
 
     Example:
-      >>> [complex(z) for z in eigenvalues(jnp.diag(jnp.array([3.0, -1.0])))]
-      [(-1+0j), (3+0j)]
+      >>> eigenvalues(jnp.diag(jnp.array([3.0, -1.0]))).real
+      Array([-1.,  3.], dtype=float32)
     """
     (matrix,) = arguments.to_arrays("eigenvalues", matrix=matrix)
     arguments.check_square("eigenvalues", "matrix", matrix)
@@ -168,21 +168,19 @@ def _over(z: Array, divisor: Array) -> Array:
     return jax.lax.complex(z.real / divisor, z.imag / divisor)
 
 
-def _rotate_rows(matrix: Array, i: int, c: Array, s: Array) -> Array:
+def _rotate_rows(matrix: Array, i: int | Array, c: Array, s: Array) -> Array:
     """Rows i and i + 1 of G matrix with G = [[c*, s*], [-s, c]], which takes the vector (c, s) to (1, 0)."""
-    first, second = matrix[i], matrix[i + 1]
-    return matrix.at[i : i + 2].set(jnp.stack([c.conj() * first + s.conj() * second, c * second - s * first]))
+    first, second = jax.lax.dynamic_slice_in_dim(matrix, i, 2, 0)
+    rows = jnp.stack([c.conj() * first + s.conj() * second, c * second - s * first])
+    return jax.lax.dynamic_update_slice_in_dim(matrix, rows, i, 0)
 
 
-def _rotate_columns(matrix: Array, i: int, c: Array, s: Array) -> Array:
+def _rotate_columns(matrix: Array, i: int | Array, c: Array, s: Array) -> Array:
     """Columns i and i + 1 of matrix G^H."""
-    first, second = matrix[:, i], matrix[:, i + 1]
-    return matrix.at[:, i : i + 2].set(
-        jnp.stack([c * first + s * second, c.conj() * second - s.conj() * first], axis=1)
-    )
+    return _rotate_rows(matrix.conj().T, i, c, s).conj().T
 
 
-def _similarity(T: Array, Q: Array, i: int, c: Array, s: Array) -> tuple[Array, Array]:
+def _similarity(T: Array, Q: Array, i: int | Array, c: Array, s: Array) -> tuple[Array, Array]:
     return _rotate_columns(_rotate_rows(T, i, c, s), i, c, s), _rotate_columns(Q, i, c, s)
 
 
@@ -255,15 +253,23 @@ def _schur_by_qr_steps(H: Array, Q: Array) -> tuple[Array, Array, Array]:
         # its first row: one below the last decoupled position above the bottom
         top = jnp.max(jnp.where(~coupled & (positions < bottom), positions + 1, 0))
         H = H - shift * jnp.eye(n, dtype=H.dtype)
-        rotations = []
-        for i in range(n - 1):
+
+        # Loops, not unrolled: each rotation is then computed from numbers that are stored. Unrolled, XLA computes them
+        # again in every use, and where they cancel, rounding makes rows and columns turn by different angles.
+        def rotate_rows(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            H, rotations = state
             active = (i >= top) & (i < bottom)
             c, s = _rotation(H[i, i], H[i + 1, i])
             c, s = jnp.where(active, c, 1), jnp.where(active, s, 0)
-            H = _rotate_rows(H, i, c, s)
-            rotations.append((c, s))
-        for i, (c, s) in enumerate(rotations):
-            H, Q = _rotate_columns(H, i, c, s), _rotate_columns(Q, i, c, s)
+            return _rotate_rows(H, i, c, s), rotations.at[i].set(jnp.stack([c, s]))
+
+        def rotate_columns(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            c, s = rotations[i]
+            H, Q = state
+            return _rotate_columns(H, i, c, s), _rotate_columns(Q, i, c, s)
+
+        H, rotations = jax.lax.fori_loop(0, n - 1, rotate_rows, (H, jnp.zeros((n - 1, 2), H.dtype)))
+        H, Q = jax.lax.fori_loop(0, n - 1, rotate_columns, (H, Q))
         # rows above the block were shifted too, and no rotation mixed them with it: adding back is exact to rounding
         H = jnp.triu(H + shift * jnp.eye(n, dtype=H.dtype), -1)
         H = deflate(H)
@@ -293,23 +299,25 @@ def _shift(H: Array, bottom: Array, since: Array) -> Array:
 
 
 def _sort(T: Array, Q: Array) -> tuple[Array, Array]:
-    """Swap neighbours on the diagonal by rotations until the moduli ascend (odd-even transposition sort)."""
+    """Swap neighbours on the diagonal by rotations until the moduli ascend (bubble sort)."""
     n = T.shape[-1]
+    if n == 1:
+        return T, Q
 
-    def sweep(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def swap_if_larger(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         # the keys are carried, not computed from T, so that every use of `swap` sees one decision
         T, Q, keys = state
-        for i in [*range(0, n - 1, 2), *range(1, n - 1, 2)]:
-            swap = keys[i] > keys[i + 1]
-            c, s = _rotation(T[i, i + 1], T[i + 1, i + 1] - T[i, i])
-            c, s = jnp.where(swap, c, 1), jnp.where(swap, s, 0)
-            T, Q = _similarity(T, Q, i, c, s)
-            T = T.at[i + 1, i].set(0)
-            pair = keys[i : i + 2]
-            keys = keys.at[i : i + 2].set(jnp.where(swap, pair[::-1], pair))
+        swap = keys[i] > keys[i + 1]
+        c, s = _rotation(T[i, i + 1], T[i + 1, i + 1] - T[i, i])
+        c, s = jnp.where(swap, c, 1), jnp.where(swap, s, 0)
+        T, Q = _similarity(T, Q, i, c, s)
+        T = T.at[i + 1, i].set(0)
+        first, second = keys[i], keys[i + 1]
+        keys = keys.at[i].set(jnp.minimum(first, second)).at[i + 1].set(jnp.maximum(first, second))
         return T, Q, keys
 
-    T, Q, _ = jax.lax.fori_loop(0, (n + 1) // 2, sweep, (T, Q, _square(jnp.diagonal(T))))
+    start = (T, Q, _square(jnp.diagonal(T)))
+    T, Q, _ = jax.lax.fori_loop(0, n - 1, lambda _, state: jax.lax.fori_loop(0, n - 1, swap_if_larger, state), start)
     return T, Q
 
 

@@ -25,13 +25,13 @@ class SteinSolution:
     """Solution of `a x a^H - x + q = 0`."""
 
     x: Inexact[Array, "*batch n n"]
-    """The solution; NaN where `status` is not OK."""
+    """The solution; NaN where `status` is neither OK nor INACCURATE."""
     residual: Float[Array, "*batch"]
     """Relative residual |a x a^H - x + q| / (|a x a^H| + |x| + |q|), Frobenius norms."""
     stable: Bool[Array, "*batch"]
     """Whether the spectral radius of `a` is below one, so that the solution is the limit of the series."""
     status: Int32[Array, "*batch"]
-    """OK, NONFINITE_INPUT, NOT_STABLE or NONFINITE_RESULT."""
+    """OK, NONFINITE_INPUT, NOT_STABLE, NONFINITE_RESULT or INACCURATE."""
 
 
 def solve_discrete_lyapunov(a: Num[ArrayLike, "*#batch n n"], q: Num[ArrayLike, "*#batch n n"]) -> SteinSolution:
@@ -54,7 +54,8 @@ def solve_discrete_lyapunov(a: Num[ArrayLike, "*#batch n n"], q: Num[ArrayLike, 
 
     Status:
       NONFINITE_INPUT: `a` or `q` holds inf or NaN. NOT_STABLE: the spectral radius of `a` is one or above, or closer
-      to one than the dtype resolves (about 2^-56 in float64). NONFINITE_RESULT: the sum overflowed. x is NaN then.
+      to one than the dtype resolves (about 2^-56 in float64). NONFINITE_RESULT: the sum overflowed. x is NaN in these.
+      INACCURATE: the residual is above sqrt(eps), as happens where powers of `a` cancel; x is what was reached.
 
     Cost: 6 n^3 flops a step, log2(36 / (1 - spectral radius)) steps; the slowest member of a batch sets the number.
     Differentiable in `a` and `q` to every order wherever the status is OK, by one more Stein equation with the
@@ -117,8 +118,10 @@ def _solve_block(a: Array, q: Array) -> SteinSolution:
         (~jnp.all(jnp.isfinite(a) & jnp.isfinite(q), (0, 1)), Status.NONFINITE_INPUT),
         (~converged, Status.NOT_STABLE),
         (~jnp.all(jnp.isfinite(x), (0, 1)), Status.NONFINITE_RESULT),
+        (residual > jnp.sqrt(jnp.finfo(x.dtype).eps), Status.INACCURATE),
     )
-    x = jnp.moveaxis(x, (0, 1), (-2, -1))
+    usable = (status == Status.OK) | (status == Status.INACCURATE)
+    x = arguments.nan_unless(jnp.moveaxis(x, (0, 1), (-2, -1)), usable, 2)
     return SteinSolution(x=x, residual=jax.lax.stop_gradient(residual), stable=converged, status=status)
 
 

@@ -220,4 +220,11 @@ LARGER = [
         heavy=True,
     ),
     Row("first_order.stability_limit", _of(first_order.stability_limit, lambda d: _method(d, 3)), heavy=True),
+    Row("first_order.transient_growth", _of(lambda m: first_order.transient_growth(m, 5), lambda d: _matrix(d, 3, 3))),
+    Row(
+        "first_order.eigen_lyapunov",
+        _of(first_order.eigen_lyapunov, lambda d: _matrix(d, 3, 3)),
+        "eigenvectors of repeated eigenvalues are not",
+        heavy=True,
+    ),
 ]

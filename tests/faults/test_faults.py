@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxnm import Status, first_order, linalg
@@ -178,3 +179,47 @@ def test_wrong_shapes_and_dtypes_of_methods():
 def test_python_integers_are_welcome_where_numbers_are_meant():
     assert float(first_order.quadratic_rate(first_order.gradient_descent(1), 1, 1)) == 0
     assert first_order.optimal_heavy_ball(1, 4).A.dtype == jnp.float64
+
+
+def test_robust_momentum_takes_a_rounded_end_of_its_interval():
+    for slip in (-5e-7, -1e-9, 1e-9):
+        method = first_order.robust_momentum(1 - 0.1**0.5 + slip, 0.1, 1.0)
+        assert bool(jnp.all(jnp.isfinite(method.B)))
+
+
+def test_equal_curvatures_everywhere():
+    for build in MU_L[:-1]:
+        assert float(first_order.quadratic_rate(build(1.0, 1.0), 1.0, 1.0)) == pytest.approx(0, abs=1e-7)
+
+
+def test_optimizers_that_need_more_than_gradients():
+    for tx in (optax.polyak_sgd(), optax.lbfgs()):
+        with pytest.raises(ValueError, match=r"update failed on gradients alone.*value"):
+            first_order.analyze(tx, (0.1, 1.0))
+
+
+def test_a_hessian_that_is_not_symmetric_and_one_of_half_precision():
+    @jax.custom_jvp
+    def product(v):
+        return v[0] * v[1]
+
+    product.defjvp(lambda primals, tangents: (product(*primals), primals[0][1] * tangents[0][0]))
+    assert int(first_order.hessian_spectrum(product, jnp.ones(2)).status) == Status.NOT_SYMMETRIC
+    with pytest.raises(TypeError, match="float32 or float64"):
+        first_order.hessian_spectrum(lambda x: jnp.sum(x**2), jnp.ones(2, jnp.bfloat16))
+
+
+def test_a_batch_of_stable_and_unstable_stein_equations():
+    a = jnp.stack([0.5 * jnp.eye(2), jnp.eye(2), 1.1 * jnp.eye(2), 0.9 * jnp.eye(2)])
+    solution = linalg.solve_discrete_lyapunov(a, jnp.eye(2))
+    np.testing.assert_array_equal(solution.status, [0, Status.NOT_STABLE, Status.NOT_STABLE, 0])
+    np.testing.assert_allclose(solution.x[0], np.eye(2) / 0.75, rtol=1e-14)
+    np.testing.assert_array_equal(np.isnan(solution.x).all((1, 2)), [False, True, True, False])
+
+
+def test_stability_is_not_claimed_within_the_accuracy_of_the_search():
+    """Three states with a worst rate of 1.00002 in float32, found by search; the returned rate is below one."""
+    A = [[-0.06398601, 0.07073736, 0.99652535], [1.00327671, 0, 0], [0, 1.00327671, 0]]
+    B, C = [-1.0032767, 0, 0], [0.50785339, 0.17155544, 0.32059115]
+    method = first_order.state_space(*(jnp.asarray(x, jnp.float32) for x in (A, B, C)))
+    assert not bool(first_order.is_stable(method, 0.05, 2.0))

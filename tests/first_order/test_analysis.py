@@ -131,3 +131,44 @@ def test_wrong_arguments(method, spectrum, error, message):
     method = first_order.gradient_descent(0.1) if method is None else method
     with pytest.raises(error, match=message):
         analyze(method, spectrum)
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_nothing_on_the_card_depends_on_the_units_of_the_loss(unit):
+    """A loss in other units has other curvatures and step sizes, and the same iterates."""
+    plain = analyze(optax.sgd(1.0, momentum=0.9), (0.01, 1.0))
+    scaled = analyze(optax.sgd(1 / unit, momentum=0.9), (0.01 * unit, unit))
+    for name in ("rate", "transient_peak", "transient_index", "schur_fraction", "eigen_slack"):
+        np.testing.assert_allclose(getattr(scaled, name), getattr(plain, name), rtol=1e-10)
+    np.testing.assert_allclose(scaled.stability_limit, unit * plain.stability_limit, rtol=1e-12)
+    np.testing.assert_allclose(scaled.state_units, [1, 1 / unit])
+
+
+def test_long_transients_and_noise_are_said():
+    assert "or later" in str(analyze(first_order.optimal_nesterov(1e-6, 1.0), jnp.array([1e-6, 1.0])))
+    noisy = analyze(optax.noisy_sgd(0.1, key=jax.random.key(0)), _CURVATURES)
+    assert bool(noisy.stochastic)
+    assert "mean over the injected noise" in str(noisy)
+
+
+def test_bad_members_of_a_grid_are_flagged_and_alone_also_under_jit():
+    grid = analyze_learning_rates(optax.sgd, jnp.array([0.1, jnp.nan, 0.3]), _CURVATURES)
+    np.testing.assert_array_equal(grid.status, [0, Status.NOT_AFFINE, 0])
+    np.testing.assert_allclose(grid.rate, [1 - 0.1 * 0.05, np.nan, 1 - 0.3 * 0.05])
+    under_jit = jax.jit(lambda rates: analyze_learning_rates(optax.adam, rates, _CURVATURES))(jnp.array([0.1, 0.2]))
+    np.testing.assert_array_equal(under_jit.status, Status.NOT_AFFINE)
+    assert bool(jnp.all(jnp.isnan(under_jit.rate)))
+    with pytest.raises(ValueError, match="batch >= 1"):
+        analyze_learning_rates(optax.sgd, jnp.zeros(0), _CURVATURES)
+
+
+def test_a_traced_interval_out_of_range_has_its_own_status():
+    analysis = jax.jit(lambda mu, L: analyze(first_order.heavy_ball(0.1, 0.5), (mu, L)))(2.0, 1.0)
+    assert int(analysis.status) == Status.OUT_OF_RANGE
+    assert not bool(analysis.schur_valid)
+    assert not bool(analysis.eigen_valid)
+
+
+def test_an_optimizer_takes_the_dtype_of_the_spectrum():
+    analysis = analyze(optax.sgd(0.1, momentum=0.9), jnp.array([0.1, 1.0], jnp.float32))
+    assert analysis.rate.dtype == analysis.method.A.dtype == jnp.float32

@@ -51,12 +51,18 @@ TIME_VARYING = {
     "late boundary": optax.sgd(optax.piecewise_constant_schedule(0.1, {1000: 0.1}), momentum=0.9),
     "debiased average": optax.chain(optax.ema(0.9, debias=True), optax.scale(-0.1)),
     "schedule-free": optax.contrib.schedule_free_sgd(0.1),
+    "small schedule": optax.sgd(optax.cosine_decay_schedule(1e-5, 1000)),
+    "every tenth step": optax.chain(optax.apply_every(10), optax.sgd(0.1)),
+    "period 9": optax.sgd(lambda count: jnp.where(count % 9 < 5, 0.1, 0.2)),
+    "bump": optax.sgd(lambda count: jnp.where((count > 200) & (count < 800), 0.1, 0.2)),
 }
 
 
 @pytest.mark.parametrize("name", TIME_VARYING)
-def test_time_varying_ones_say_so(name):
-    assert bool(from_optax(TIME_VARYING[name]).time_varying)
+@pytest.mark.parametrize("x64", [False, True])
+def test_time_varying_ones_say_so(name, x64):
+    with jax.enable_x64(x64):
+        assert bool(from_optax(TIME_VARYING[name]).time_varying)
 
 
 def test_a_debiased_average_is_frozen_at_the_warmup():
@@ -141,6 +147,13 @@ def test_float32_is_judged_as_float64_is():
         for name in ("lars", "adam", "clip", "sign_sgd"):
             with pytest.raises(ValueError, match="not affine"):
                 from_optax(NOT_AFFINE[name])
+        for tiny in (optax.chain(optax.clip(1.0), optax.sgd(2e-6)), optax.sign_sgd(1e-9)):
+            with pytest.raises(ValueError, match="not affine"):
+                from_optax(tiny)
+        for tiny in (optax.sgd(1e-6, momentum=0.9), optax.optimistic_gradient_descent(1e-5)):
+            result = from_optax(tiny)
+            assert not bool(result.time_varying)
+            assert not bool(result.stochastic)
 
 
 def test_wrong_arguments():

@@ -114,3 +114,13 @@ def test_a_bad_member_is_flagged_and_alone():
     assert bool(jnp.all(jnp.isnan(form.T[1])))
     np.testing.assert_array_equal(form.T[::2], clean.T[::2])
     assert bool(jnp.all(jnp.isnan(linalg.eigenvalues(jnp.asarray(a))[1])))
+
+
+def test_a_batch_is_as_unitary_as_its_members():
+    """3,600 complex float32 matrices at once: every rotation has to be one and the same for rows, columns and Q."""
+    for n in (3, 12):
+        a = (_random.normal(size=(1800, n, n)) + 1j * _random.normal(size=(1800, n, n))).astype(np.complex64)
+        form = linalg.schur(jnp.asarray(a))
+        Q = np.asarray(form.Q)
+        defect = np.linalg.norm(Q.conj().swapaxes(-1, -2) @ Q - np.eye(n), axis=(-2, -1))
+        assert (defect <= 10 * n * np.finfo(np.float32).eps).all()

@@ -130,3 +130,31 @@ def test_positive_definite_right_hand_side_gives_a_lyapunov_function():
     a = jnp.asarray(_stable(20, 3, 0.95))
     x = solve_discrete_lyapunov(a.mT, jnp.broadcast_to(jnp.eye(3), a.shape)).x
     assert float(jnp.min(linalg.eigh(x).values)) >= 1 - 1e-12
+
+
+def test_failed_members_are_nan_in_value_and_gradient():
+    a = jnp.full((4, 1, 1), 0.5).at[3].set(1.5)
+    q = jnp.array([1.0, np.inf, 1.7e308, 1.0])[:, None, None]
+    solution = solve_discrete_lyapunov(a, q)
+    np.testing.assert_array_equal(
+        solution.status, [0, Status.NONFINITE_INPUT, Status.NONFINITE_RESULT, Status.NOT_STABLE]
+    )
+    gradient = jax.grad(lambda q: jnp.sum(solve_discrete_lyapunov(a, q).x))(q)
+    np.testing.assert_array_equal(np.isnan(solution.x[:, 0, 0]), [False, True, True, True])
+    np.testing.assert_array_equal(np.isnan(gradient[:, 0, 0]), [False, True, True, True])
+
+
+def test_cancellation_in_float32_is_reported():
+    """Eigenvectors of condition 1e4 and radius 0.9999: powers cancel to few digits, and the residual shows it."""
+    random = np.random.default_rng(5)
+    found = 0
+    for _ in range(40):
+        left, _ = np.linalg.qr(random.normal(size=(4, 4)))
+        right, _ = np.linalg.qr(random.normal(size=(4, 4)))
+        vectors = left @ np.diag([1.0, 1e-1, 1e-3, 1e-4]) @ right
+        a = vectors @ np.diag([0.9999, -0.9, 0.5, 0.1]) @ np.linalg.inv(vectors)
+        solution = solve_discrete_lyapunov(jnp.asarray(a, np.float32), jnp.eye(4, dtype=np.float32))
+        if int(solution.status) == Status.OK:
+            assert float(solution.residual) <= np.sqrt(np.finfo(np.float32).eps)
+        found += int(solution.status) != Status.OK
+    assert found > 0
