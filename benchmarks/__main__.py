@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 
-from benchmarks import first_order
+from benchmarks import first_order, linalg
 from benchmarks.protocol import Outcome, Row, measure
 
-CASES = {**first_order.CASES}
+CASES = {**first_order.CASES, **linalg.CASES}
 
 _LEGEND = """
 ratio: peer time / our time, median of interleaved rounds; CPU ratio: the same of CPU time, over all threads.
