@@ -26,7 +26,7 @@ test: $(call needs,test)
 	$(RUN) -m pytest
 	$(RUN) -m pytest tests/devices
 
-lint: $(call needs,test)
+lint: $(call needs,test) $(call needs,examples)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyrefly check
