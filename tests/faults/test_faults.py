@@ -68,12 +68,18 @@ def test_rates_over_an_impossible_interval(function, mu_L):
     assert not bool(first_order.is_stable(_method, *map(jnp.asarray, mu_L)))
 
 
-def test_rates_of_a_method_that_is_not_finite():
-    for n in (1, 2, 3):
-        bad = first_order.state_space(jnp.full((n, n), jnp.nan), jnp.ones(n), jnp.ones(n))
-        assert bool(jnp.isnan(first_order.quadratic_rate(bad, 0.1, 1.0)))
-        assert bool(jnp.isnan(first_order.worst_curvature(bad, 0.1, 1.0)))
-        assert bool(jnp.isnan(first_order.stability_limit(bad)))
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda method: first_order.quadratic_rate(method, 0.1, 1.0),
+        lambda method: first_order.worst_curvature(method, 0.1, 1.0),
+        first_order.stability_limit,
+    ],
+)
+def test_rates_of_a_method_that_is_not_finite(figure, n):
+    bad = first_order.state_space(jnp.full((n, n), jnp.nan), jnp.ones(n), jnp.ones(n))
+    assert bool(jnp.isnan(figure(bad)))
 
 
 def test_equal_ends_zero_curvature_and_an_empty_gradient():
@@ -126,14 +132,21 @@ def test_square_matrices_only(call):
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_matrices_that_are_not_finite(bad):
-    matrix = jnp.eye(3).at[1, 1].set(bad)
+    matrix = jnp.eye(2).at[1, 1].set(bad)
     assert bool(jnp.isnan(first_order.spectral_radius(matrix)))
     assert bool(jnp.all(jnp.isnan(linalg.eigenvalues(matrix))))
     assert not bool(linalg.schur(matrix).converged)
     assert bool(jnp.isnan(first_order.transient_growth(matrix, 3).peak))
     assert bool(jnp.all(jnp.isnan(first_order.eigen_lyapunov(matrix))))
-    assert bool(jnp.isnan(first_order.lyapunov_decrease(jnp.eye(3), matrix, 1.0)))
-    assert int(linalg.solve_discrete_lyapunov(matrix, jnp.eye(3)).status) == Status.NONFINITE_INPUT
+    assert bool(jnp.isnan(first_order.lyapunov_decrease(jnp.eye(2), matrix, 1.0)))
+    assert int(linalg.solve_discrete_lyapunov(matrix, jnp.eye(2)).status) == Status.NONFINITE_INPUT
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("call", [linalg.eigenvalues, lambda matrix: linalg.schur(matrix).T])
+def test_larger_matrices_that_are_not_finite(call, bad):
+    """The QR iteration, where a NaN could keep a loop from ending."""
+    assert bool(jnp.all(jnp.isnan(call(jnp.eye(4).at[1, 1].set(bad)))))
 
 
 def test_extreme_but_finite_matrices():
