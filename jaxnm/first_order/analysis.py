@@ -159,7 +159,8 @@ def analyze_learning_rates(
       warmup_steps: as in `from_optax`.
 
     Returns:
-      `Analysis` with a leading axis [batch]; `str(...)` is a table, a row a learning rate, in order.
+      `Analysis` with a leading axis [batch], in the dtype of the spectrum; `str(...)` is a table, one row a learning
+      rate, in order.
 
     Raises:
       ValueError: none of the members is affine (outside `jit`), or as `analyze`. TypeError: as `analyze`.
@@ -188,11 +189,9 @@ def analyze_learning_rates(
     if not isinstance(linearization.residual, jax.core.Tracer):
         check_affine("analyze_learning_rates", linearization)
     affine = is_affine(linearization)
-    method = jax.tree.map(lambda leaf: leaf.astype(learning_rates.dtype), linearization.method)
-    method = jax.vmap(lambda one, good: jax.tree.map(lambda leaf: arguments.nan_unless(leaf, good), one))(
-        method, affine
-    )
-    curvatures, interval, status = _curvatures("analyze_learning_rates", spectrum, method.A.dtype)
+    curvatures, interval, status = _curvatures("analyze_learning_rates", spectrum, learning_rates.dtype)
+    only_affine = lambda leaf: arguments.nan_unless(leaf.astype(curvatures.dtype), affine, leaf.ndim - 1)
+    method = jax.tree.map(only_affine, linearization.method)
     statuses = merge(jnp.broadcast_to(status, affine.shape), first_failing((~affine, Status.NOT_AFFINE)))
     one = lambda method, flags, status: _analyze(method, curvatures, flags, status, interval)
     analysis = jax.vmap(one)(method, (linearization.time_varying, linearization.stochastic), statuses)
@@ -314,14 +313,21 @@ def _card(analysis: Analysis) -> str:
     if a.status != Status.OK:
         known = Status(int(a.status))
         lines.append(("status", f"{known.name}: {known.meaning}; {known.cure}"))
-    lines.append(("rate per iterate", f"{a.rate:.6f}, worst at curvature {a.worst_curvature:.4g}{_halving(a.rate)}"))
+    lines.append(
+        ("rate per iterate", f"{a.rate:.6f}, worst at curvature {a.worst_curvature:.4g}{_iterates_a_digit(a.rate)}")
+    )
     if a.flat_directions:
         lines.append(("flat directions", f"{a.flat_directions} (eigenvalue 1); rate of the rest {a.curved_rate:.6f}"))
     if a.negative_directions:
         lines.append(("not convex", f"{a.negative_directions} negative curvatures: the iteration leaves along them"))
-    limit = "every positive curvature" if np.isinf(a.stability_limit) else f"curvatures below {a.stability_limit:.4g}"
-    ratio = a.stability_limit / a.L if a.L > 0 else np.inf
-    lines.append(("stable on", limit + (f" = {ratio:.3g} L" if np.isfinite(ratio) else "")))
+    if np.isnan(a.stability_limit):
+        limit = "not decidable in this dtype"
+    elif np.isinf(a.stability_limit):
+        limit = "every positive curvature"
+    else:
+        limit = f"curvatures below {a.stability_limit:.4g}"
+        limit += f" = {a.stability_limit / a.L:.3g} L" if a.L > 0 else ""
+    lines.append(("stable on", limit))
     where = f"at step {a.transient_index}, curvature {a.transient_curvature:.4g}"
     growing = " or later" if a.transient_index == _TRANSIENT_STEPS else ""
     lines.append(("transient growth", f"{a.transient_peak:.4g} {where}{growing}"))
@@ -339,7 +345,7 @@ def _card(analysis: Analysis) -> str:
     return "\n".join([*title, *(f"  {label:<21}{text}" for label, text in lines)])
 
 
-def _halving(rate: np.ndarray) -> str:
+def _iterates_a_digit(rate: np.ndarray) -> str:
     if not rate < 1 - 100 * np.finfo(rate.dtype).eps:
         return " (no convergence)"
     if rate == 0:

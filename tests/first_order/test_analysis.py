@@ -172,3 +172,5 @@ def test_a_traced_interval_out_of_range_has_its_own_status():
 def test_an_optimizer_takes_the_dtype_of_the_spectrum():
     analysis = analyze(optax.sgd(0.1, momentum=0.9), jnp.array([0.1, 1.0], jnp.float32))
     assert analysis.rate.dtype == analysis.method.A.dtype == jnp.float32
+    grid = analyze_learning_rates(optax.sgd, jnp.array([0.1, 0.2]), jnp.array([0.1, 1.0], jnp.float32))
+    assert grid.rate.dtype == grid.method.A.dtype == jnp.float32
