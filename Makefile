@@ -13,6 +13,8 @@ RUN := $(VENV)/bin/python
 # An environment is up to date when the stamp named by its lock's hash exists; a changed lock is a new name.
 needs = $(VENV)/stamps/$(1)-$(shell git hash-object requirements/$(1).txt)
 endif
+# how the tests are spread; JOBS= runs them in one process
+JOBS := -n 2
 export MPLBACKEND := Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -23,7 +25,7 @@ tour: $(call needs,examples)
 	$(RUN) -m examples.tour
 
 test: $(call needs,test)
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(JOBS)
 	$(RUN) -m pytest tests/devices
 
 lint: $(call needs,test) $(call needs,examples)

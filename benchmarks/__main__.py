@@ -94,7 +94,7 @@ def _environment() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "jax": jax.__version__,
-        "peers": ", ".join(f"{name} {_version(name)}" for name in ("numpy", "scipy")),
+        "peers": ", ".join(f"{name} {_version(name)}" for name in ("numpy", "scipy", "matfree")),
         "device": f"{len(devices)} x {devices[0].platform} ({devices[0].device_kind})",
         "machine": f"{platform.machine()} {_processor()}, {os.cpu_count()} CPUs",
         "threads": f"{usable} for XLA; {', '.join(limits) or 'no other limit set'}; load {os.getloadavg()[0]:.1f}",

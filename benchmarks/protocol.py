@@ -187,7 +187,7 @@ def _prepare(contender: Contender, error: Callable[[Any], float]) -> Prepared:
         compile_seconds=compile_seconds,
         temporary_bytes=temporary_bytes,
         traces=traces,
-        moved_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves((contender.arguments, answer))),
+        moved_bytes=sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves((contender.arguments, answer))),
     )
 
 

@@ -117,6 +117,16 @@ def check_count(function: str, argument: str, value: Any, *, minimum: int = 0) -
         refuse(function, argument, repr(value), f"an int >= {minimum}", "pass a larger count")
 
 
+def check_key(function: str, key: Any, *, argument: str = "key") -> None:
+    """Refuse anything but one typed key: `jax.random.key(0)`, not `jax.random.PRNGKey(0)`, and not a batch of keys."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        got = f"of type {type(key).__name__}" if dtype is None else f"of dtype {dtype}"
+        refuse(function, argument, got, "a typed key", "pass jax.random.key(0)", error=TypeError)
+    if key.shape != ():
+        refuse(function, argument, f"a batch of keys {key.shape}", "one key", "use jax.vmap for several")
+
+
 def nan_unless(array: Array, good: Bool[Array, "..."], axes: int = 0) -> Array:
     """NaN in the members that are not good: in value, tangent and cotangent, and in no other member.
 

@@ -24,6 +24,7 @@ class Status(enum.IntEnum):
     INACCURATE = 5
     OUT_OF_RANGE = 6
     NOT_AFFINE = 7
+    NOT_CONVERGED = 8
 
     @property
     def meaning(self) -> str:
@@ -63,6 +64,10 @@ _EXPLANATIONS = {
     Status.NOT_AFFINE: (
         "a step of the optimizer is not an affine function of its state and the gradient",
         "use an optimizer without adaptive, clipped or sign-based steps, and finite hyperparameters",
+    ),
+    Status.NOT_CONVERGED: (
+        "an iteration took all the steps it was allowed before it met its tolerance",
+        "allow more steps, or ask for less accuracy: the result comes with a bound on its error",
     ),
 }
 

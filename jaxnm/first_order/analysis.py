@@ -73,6 +73,8 @@ class Analysis:
     """OK, NONFINITE_INPUT, OUT_OF_RANGE, NOT_AFFINE, or the status of the Spectrum."""
     num_curvatures: int = flax.struct.field(pytree_node=False)
     """At how many curvatures the blocks were evaluated."""
+    dimension: int = flax.struct.field(pytree_node=False)
+    """For how many they stand: as many, or the parameters of a model whose spectrum is known by Ritz values."""
     interval: bool = flax.struct.field(pytree_node=False)
     """Whether they stand for the whole interval (mu, L)."""
     name: str = flax.struct.field(pytree_node=False, default="")
@@ -124,10 +126,10 @@ def analyze(
     if isinstance(method, optax.GradientTransformation):
         linearization = from_optax(method, warmup_steps=warmup_steps)
         method, flags = linearization.method, (linearization.time_varying, linearization.stochastic)
-        curvatures, interval, status = _curvatures("analyze", spectrum, method.A.dtype)
-        method = jax.tree.map(lambda leaf: leaf.astype(curvatures.dtype), method)
+        curvatures = _curvatures("analyze", spectrum, method.A.dtype)
+        method = jax.tree.map(lambda leaf: leaf.astype(curvatures.values.dtype), method)
     elif isinstance(method, StateSpace):
-        curvatures, interval, status = _curvatures("analyze", spectrum, method.A.dtype)
+        curvatures = _curvatures("analyze", spectrum, method.A.dtype)
     else:
         arguments.refuse(
             "analyze",
@@ -137,7 +139,7 @@ def analyze(
             "build one with jaxnm.first_order.state_space(A, B, C)",
             error=TypeError,
         )
-    return dataclasses.replace(_analyze(method, curvatures, flags, status, interval), name=name)
+    return dataclasses.replace(_analyze(method, curvatures, flags), name=name)
 
 
 def analyze_learning_rates(
@@ -189,20 +191,32 @@ def analyze_learning_rates(
     if not isinstance(linearization.residual, jax.core.Tracer):
         check_affine("analyze_learning_rates", linearization)
     affine = is_affine(linearization)
-    curvatures, interval, status = _curvatures("analyze_learning_rates", spectrum, learning_rates.dtype)
-    only_affine = lambda leaf: arguments.nan_unless(leaf.astype(curvatures.dtype), affine, leaf.ndim - 1)
+    curvatures = _curvatures("analyze_learning_rates", spectrum, learning_rates.dtype)
+    only_affine = lambda leaf: arguments.nan_unless(leaf.astype(curvatures.values.dtype), affine, leaf.ndim - 1)
     method = jax.tree.map(only_affine, linearization.method)
-    statuses = merge(jnp.broadcast_to(status, affine.shape), first_failing((~affine, Status.NOT_AFFINE)))
-    one = lambda method, flags, status: _analyze(method, curvatures, flags, status, interval)
+    statuses = merge(jnp.broadcast_to(curvatures.status, affine.shape), first_failing((~affine, Status.NOT_AFFINE)))
+    one = lambda method, flags, status: _analyze(method, dataclasses.replace(curvatures, status=status), flags)
     analysis = jax.vmap(one)(method, (linearization.time_varying, linearization.stochastic), statuses)
     return dataclasses.replace(analysis, name=name, learning_rate=learning_rates)
 
 
-def _curvatures(function: str, spectrum: Any, dtype: Any) -> tuple[Array, bool, Array]:
-    """(curvatures [m], whether they stand for an interval, status)."""
+@flax.struct.dataclass
+class _Curvatures:
+    """Where a method is evaluated, and what that stands for."""
+
+    values: Array
+    """[m], or [mu, L] for an interval."""
+    weights: Array
+    """[m]: shares, with sum 1; empty for an interval."""
+    status: Array
+    interval: bool = flax.struct.field(pytree_node=False)
+    dimension: int = flax.struct.field(pytree_node=False)
+
+
+def _curvatures(function: str, spectrum: Any, dtype: Any) -> _Curvatures:
     status = jnp.int32(Status.OK)
     if isinstance(spectrum, Spectrum):
-        return spectrum.eigenvalues, False, spectrum.status
+        return _Curvatures(spectrum.eigenvalues, spectrum.weights, spectrum.status, False, spectrum.dimension)
     if isinstance(spectrum, tuple):
         if len(spectrum) != 2:
             arguments.refuse(function, "spectrum", f"a tuple of {len(spectrum)}", "a pair (mu, L)", "pass an array")
@@ -211,32 +225,36 @@ def _curvatures(function: str, spectrum: Any, dtype: Any) -> tuple[Array, bool, 
             jnp.asarray(end, dtype) if arguments.is_number(end) else arguments.to_arrays(function, spectrum=end)[0]
             for end in spectrum
         )
-        return jnp.stack([mu, L]), True, status
+        return _Curvatures(jnp.stack([mu, L]), jnp.zeros(0, mu.dtype), status, True, _INTERVAL_POINTS)
     (curvatures,) = arguments.to_arrays(function, spectrum=spectrum)
     arguments.check_real(function, "spectrum", curvatures)
     arguments.check_shape(
         function, "spectrum", curvatures, "[m] with m >= 1", lambda shape: len(shape) == 1 and shape[0] > 0
     )
-    return curvatures, False, status
+    m = curvatures.shape[0]
+    return _Curvatures(curvatures, jnp.full_like(curvatures, 1 / m), status, False, m)
 
 
-def _analyze(
-    given_method: StateSpace, given: Array, flags: tuple[Array, Array], status: Array, interval: bool
-) -> Analysis:
+def _analyze(given_method: StateSpace, given: _Curvatures, flags: tuple[Array, Array]) -> Analysis:
     units, method = _in_parameter_units(given_method)
-    mu, L = jnp.min(given), jnp.max(given)
-    if interval:
-        mu, L = given[0], given[1]
-        status = merge(status, first_failing((~curvatures_valid(mu, L, positive=False), Status.OUT_OF_RANGE)))
-        curvatures = mu + (L - mu) * jnp.linspace(0, 1, _INTERVAL_POINTS, dtype=given.dtype)
+    mu, L = jnp.min(given.values), jnp.max(given.values)
+    if given.interval:
+        mu, L = given.values
+        out_of_range = first_failing((~curvatures_valid(mu, L, positive=False), Status.OUT_OF_RANGE))
+        values = mu + (L - mu) * jnp.linspace(0, 1, _INTERVAL_POINTS, dtype=mu.dtype)
+        given = dataclasses.replace(
+            given,
+            values=values,
+            weights=jnp.full_like(values, 1 / _INTERVAL_POINTS),
+            status=merge(given.status, out_of_range),
+        )
         worst = worst_curvature(method, mu, L)
-        radii = spectral_radius(iteration_matrix(method, jnp.append(curvatures, worst)))
+        radii = spectral_radius(iteration_matrix(method, jnp.append(values, worst)))
         rate, radii = radii[-1], radii[:-1]
     else:
-        curvatures = given
-        radii = spectral_radius(iteration_matrix(method, curvatures))
-        rate, worst = jnp.max(radii), curvatures[jnp.argmax(radii)]
-    analysis = _evaluate(method, curvatures, radii, rate, worst, mu, L, flags, status, interval)
+        radii = spectral_radius(iteration_matrix(method, given.values))
+        rate, worst = jnp.max(radii), given.values[jnp.argmax(radii)]
+    analysis = _evaluate(method, given, radii, rate, worst, mu, L, flags)
     return dataclasses.replace(analysis, method=given_method, state_units=units)
 
 
@@ -249,23 +267,22 @@ def _in_parameter_units(method: StateSpace) -> tuple[Array, StateSpace]:
     return units, StateSpace(A, method.B * units, method.C / units)
 
 
-@jax.jit(static_argnames="interval")
+@jax.jit
 def _evaluate(
     method: StateSpace,
-    curvatures: Array,
+    given: _Curvatures,
     radii: Array,
     rate: Array,
     worst: Array,
     mu: Array,
     L: Array,
     flags: tuple[Array, Array],
-    status: Array,
-    interval: bool,
 ) -> Analysis:
+    curvatures = given.values
     blocks = iteration_matrix(method, curvatures)
     resolution = jnp.finfo(curvatures.dtype).eps
     # an eigensolver leaves errors of some eps max|lam| in the small eigenvalues of a Hessian
-    noise = 0 if interval else 4 * curvatures.shape[0] * resolution * jnp.max(jnp.abs(curvatures))
+    noise = 0 if given.interval else 4 * curvatures.shape[0] * resolution * jnp.max(jnp.abs(curvatures))
     flat = jnp.abs(curvatures) <= noise
     growth = transient_growth(blocks, _TRANSIENT_STEPS)
     top = jnp.argmax(growth.peak)
@@ -279,6 +296,8 @@ def _evaluate(
     size = jnp.max(jnp.abs(blocks), (-2, -1))
     rounding = 100 * method.num_states**2 * resolution * (1 + size**2)
     finite = jnp.all(jnp.isfinite(curvatures)) & jnp.isfinite(rate)
+    share = lambda condition: jnp.sum(jnp.where(condition, given.weights, 0))
+    number = lambda condition: jnp.round(given.dimension * share(condition)).astype(jnp.int32)
     return Analysis(
         method=method,
         mu=mu,
@@ -286,28 +305,30 @@ def _evaluate(
         rate=rate,
         worst_curvature=worst,
         curved_rate=jnp.max(jnp.where(flat, 0, radii)),
-        flat_directions=jnp.sum(flat).astype(jnp.int32),
-        negative_directions=jnp.sum(curvatures < -noise).astype(jnp.int32),
+        flat_directions=number(flat),
+        negative_directions=number(curvatures < -noise),
         stability_limit=stability_limit(method),
         transient_peak=growth.peak[top],
         transient_index=growth.index[top],
         transient_curvature=curvatures[top],
-        schur_fraction=jnp.mean(schur.valid.astype(curvatures.dtype)),
+        schur_fraction=share(schur.valid),
         schur_valid=finite & jnp.all(schur.valid),
         eigen_valid=finite & jnp.all(decrease >= -rounding),
         eigen_slack=slack,
         state_units=jnp.ones_like(method.B),
         time_varying=flags[0],
         stochastic=flags[1],
-        status=merge(status, first_failing((~finite, Status.NONFINITE_INPUT))),
+        status=merge(given.status, first_failing((~finite, Status.NONFINITE_INPUT))),
         num_curvatures=curvatures.shape[0],
-        interval=interval,
+        dimension=given.dimension,
+        interval=given.interval,
     )
 
 
 def _card(analysis: Analysis) -> str:
     a = jax.tree.map(np.asarray, analysis)
-    source = "every curvature between" if a.interval else f"{a.num_curvatures} curvatures"
+    known = "" if a.dimension == a.num_curvatures else f", known by {a.num_curvatures:,} Ritz values"
+    source = "every curvature between" if a.interval else f"{a.dimension:,} curvatures{known}"
     kappa = f", kappa = {a.L / a.mu:.4g}" if a.mu > 0 else ""
     lines = [("spectrum", f"mu = {a.mu:.4g}, L = {a.L:.4g}{kappa} ({source})")]
     if a.status != Status.OK:

@@ -7,55 +7,87 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int32
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float, Int32, Key
 
 from jaxnm import arguments
-from jaxnm.linalg import eigh
-from jaxnm.status import Status, first_failing
+from jaxnm.linalg import eigh, extreme_eigenvalues, spectral_density
+from jaxnm.status import Status, first_failing, merge
 
 
 @flax.struct.dataclass
 class Spectrum:
     """Curvatures of a function at a point."""
 
-    eigenvalues: Float[Array, "d"]
-    """All of them, ascending; NaN where the Hessian is not finite."""
+    eigenvalues: Float[Array, "k"]
+    """All d of them (dense), or Ritz values that stand for them (Lanczos), ascending; NaN where the Hessian is not
+    finite."""
+    weights: Float[Array, "k"]
+    """The share of the d eigenvalues that each stands for: 1 / d each, or an estimate from random probes."""
     mu: Float[Array, ""]
     """Smallest eigenvalue. Zero: a flat direction. Negative: the function is not convex there."""
     L: Float[Array, ""]
     """Largest eigenvalue."""
+    lower_bound: Float[Array, ""]
+    """No eigenvalue is below: by rounding (dense), or but for a probability of 1e-6 (Lanczos)."""
+    upper_bound: Float[Array, ""]
+    """No eigenvalue is above, likewise."""
     asymmetry: Float[Array, ""]
-    """max |H - H^T| / max |H|: rounding for a smooth function."""
+    """Largest part of the Hessian that is not symmetric, over its largest entry: rounding for a smooth function."""
     status: Int32[Array, ""]
-    """OK, NONFINITE_INPUT (the Hessian is not finite) or NOT_SYMMETRIC (the eigenvalues are those of (H + H^T) / 2)."""
+    """OK, NONFINITE_INPUT, NOT_SYMMETRIC or NOT_CONVERGED."""
+    dimension: int = flax.struct.field(pytree_node=False)
+    """d, how many parameters there are."""
 
 
-def hessian_spectrum(loss: Callable[[Any], Any], params: Any) -> Spectrum:
-    """All eigenvalues of the Hessian of a loss, for models small enough to hold it (some thousands of parameters).
+def hessian_spectrum(
+    loss: Callable[[Any], Any],
+    params: Any,
+    *,
+    method: str = "dense",
+    key: Key[ArrayLike, ""] | None = None,
+    num_steps: int = 100,
+    num_probes: int = 4,
+    tolerance: ArrayLike | None = None,
+) -> Spectrum:
+    """Eigenvalues of the Hessian of a loss: all of them, or the ends and the density for models of any size.
 
     Args:
       loss: function of the parameters alone, returning a real scalar. A `jax.tree_util.Partial` carries data as
         traced leaves, so that new data do not recompile.
       params: any pytree of float32 arrays, or of float64 arrays, d numbers in all.
+      method: "dense" holds the matrix (some thousands of parameters); "lanczos" needs Hessian-vector products only
+        (static).
+      key: for the random vectors of "lanczos".
+      num_steps: of "lanczos", the most products for the two ends, and the products a probe (static).
+      num_probes: of "lanczos", random vectors for the density (static).
+      tolerance: of "lanczos", of the two ends as in `jaxnm.linalg.extreme_eigenvalues`.
 
     Returns:
-      `Spectrum(eigenvalues [d] ascending, mu, L, asymmetry, status)`, in the dtype of the parameters.
+      `Spectrum(eigenvalues [k], weights [k], mu, L, lower_bound, upper_bound, asymmetry, status, dimension)`, in the
+      dtype of the parameters; k = d, or num_probes * min(num_steps, d) + 2.
 
     Raises:
       TypeError: parameters that are not all float32 or all float64, or a loss that is not a real floating scalar.
-      ValueError: no parameters.
+      ValueError: no parameters, an unknown method, or "lanczos" without a key.
 
     Status:
       NONFINITE_INPUT: the Hessian holds inf or NaN. NOT_SYMMETRIC: it is not symmetric beyond sqrt(eps), which means
-      a wrong custom derivative, or second derivatives that do not exist.
+      a wrong custom derivative, or second derivatives that do not exist; "dense" returns the eigenvalues of
+      (H + H^T) / 2 then. NOT_CONVERGED: "lanczos" took all its steps before mu and L met the tolerance.
 
-    Cost: d Hessian-vector products, d^2 numbers of memory, and one d x d `eigh`.
-    Differentiable where the eigenvalues are simple (it takes third derivatives of the loss).
+    Cost: d Hessian-vector products, d^2 numbers of memory and one d x d `eigh` (dense); at most
+    (num_probes + 1) num_steps + 2 products, one after the other, and num_steps d numbers (lanczos).
+    Differentiable where the eigenvalues are simple (it takes third derivatives of the loss): all of them (dense), or
+    mu and L (lanczos).
+    Source of the second: Ghorbani, Krishnan, Xiao, arXiv:1901.10159, and those of `jaxnm.linalg.spectral_density`.
 
     Example:
       >>> float(hessian_spectrum(lambda x: 1.5 * x[0] ** 2 + x[1] ** 2, jnp.zeros(2)).L)
       3.0
     """
+    if method not in ("dense", "lanczos"):
+        arguments.refuse("hessian_spectrum", "method", repr(method), '"dense" or "lanczos"', "choose one of them")
     leaves = jax.tree.leaves(params)
     if sum(jnp.size(leaf) for leaf in leaves) == 0:
         arguments.refuse(
@@ -82,12 +114,43 @@ def hessian_spectrum(loss: Callable[[Any], Any], params: Any) -> Spectrum:
             "reduce it with a mean or a sum",
             error=TypeError,
         )
-    loss = loss if isinstance(loss, jax.tree_util.Partial) else jax.tree_util.Partial(loss)
-    return _hessian_spectrum(loss, params)
+    loss = loss if isinstance(loss, Partial) else Partial(loss)
+    if method == "dense":
+        return _dense(loss, params)
+    if key is None:
+        arguments.refuse("hessian_spectrum", "key", "None", 'a key for method="lanczos"', "pass jax.random.key(0)")
+    params = jax.tree.map(jnp.asarray, params)
+    end_key, probe_key = jax.random.split(key)
+    product = Partial(_hessian_product, loss, params)
+    ends = extreme_eigenvalues(product, params, key=end_key, num_steps=num_steps, tolerance=tolerance)
+    measure = spectral_density(product, params, key=probe_key, num_steps=num_steps, num_probes=num_probes)
+    nodes, weights = measure.nodes.reshape(-1), measure.weights.reshape(-1) / num_probes
+    order = jnp.argsort(nodes)
+    # a probe may reach further than the run for the ends, if that has not converged
+    beyond = lambda excess: jax.lax.stop_gradient(jnp.maximum(excess, 0))
+    mu = ends.smallest[0] - beyond(ends.smallest[0] - nodes[order[0]])
+    L = ends.largest[0] + beyond(nodes[order[-1]] - ends.largest[0])
+    around = lambda first, middle, last: jnp.concatenate([first[None], middle[order], last[None]])
+    nothing = jnp.zeros((), weights.dtype)
+    return Spectrum(
+        eigenvalues=around(*jax.lax.stop_gradient((mu, nodes, L))),
+        weights=around(nothing, weights, nothing),
+        mu=mu,
+        L=L,
+        lower_bound=ends.lower_bound,
+        upper_bound=ends.upper_bound,
+        asymmetry=jnp.maximum(ends.asymmetry, measure.asymmetry),
+        status=merge(ends.status, measure.status),
+        dimension=measure.dimension,
+    )
+
+
+def _hessian_product(loss: Partial, params: Any, vector: Any) -> Any:
+    return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
 
 
 @jax.jit
-def _hessian_spectrum(loss: jax.tree_util.Partial, params: Any) -> Spectrum:
+def _dense(loss: Partial, params: Any) -> Spectrum:
     flat, unravel = ravel_pytree(params)
     hessian = jax.hessian(lambda vector: loss(unravel(vector)))(flat)
     eigenvalues = eigh(hessian).values
@@ -96,4 +159,17 @@ def _hessian_spectrum(loss: jax.tree_util.Partial, params: Any) -> Spectrum:
     asymmetry = jnp.max(jnp.abs(hessian - hessian.T)) / jnp.where(largest > 0, largest, jnp.ones_like(largest))
     tolerance = jnp.sqrt(jnp.finfo(flat.dtype).eps)
     status = first_failing((~finite, Status.NONFINITE_INPUT), (asymmetry > tolerance, Status.NOT_SYMMETRIC))
-    return Spectrum(eigenvalues, eigenvalues[0], eigenvalues[-1], jax.lax.stop_gradient(asymmetry), status)
+    d = flat.shape[0]
+    mu, L = eigenvalues[0], eigenvalues[-1]
+    rounding = d * jnp.finfo(flat.dtype).eps * jnp.maximum(jnp.abs(mu), jnp.abs(L))
+    return Spectrum(
+        eigenvalues=eigenvalues,
+        weights=jnp.full_like(eigenvalues, 1 / d),
+        mu=mu,
+        L=L,
+        lower_bound=jax.lax.stop_gradient(mu - rounding),
+        upper_bound=jax.lax.stop_gradient(L + rounding),
+        asymmetry=jax.lax.stop_gradient(asymmetry),
+        status=status,
+        dimension=d,
+    )

@@ -1,17 +1,18 @@
-"""Pictures of first-order methods: rate maps, eigenvalues in the unit disc, errors against their envelope."""
+"""Pictures of first-order methods: rate maps, eigenvalues, errors and envelopes, spectral densities, pseudospectra."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike, Float, Num
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from jaxnm import arguments
-from jaxnm.first_order import StateSpace, iteration_matrix, quadratic_rate
+from jaxnm.first_order import Spectrum, StateSpace, iteration_matrix, quadratic_rate
+from jaxnm.first_order import pseudospectrum as resolvent_levels
 from jaxnm.linalg import eigenvalues as matrix_eigenvalues
 
 
@@ -141,6 +142,90 @@ def error_envelope(
         ax.semilogy(steps[visible], envelope[visible], "--", color=line.get_color(), linewidth=0.9)
     ax.legend(fontsize="small")
     ax.set(xlabel="iteration k", ylabel="|x_k - x*|", title="error (solid) and envelope peak * rate^k (dashed)")
+    return ax
+
+
+def spectral_density(spectrum: Spectrum, *, width: float | None = None, ax: Axes | None = None) -> Axes:
+    """How many curvatures lie where: each smeared to a Gaussian, on a logarithmic axis, with mu and L marked.
+
+    Args:
+      spectrum: of `hessian_spectrum`, by either method.
+      width: standard deviation of the Gaussians; default a hundredth of L - mu.
+      ax: axes to draw into.
+
+    Returns:
+      the axes: curvatures per unit of curvature, so that the area is the number of parameters.
+
+    Raises:
+      ValueError: a width that is not positive, or a spectrum that is not finite.
+
+    Cost: none to speak of.
+    """
+    mu, L = float(spectrum.mu), float(spectrum.L)
+    if not np.isfinite([mu, L]).all():
+        arguments.refuse("spectral_density", "spectrum", "not finite", "finite curvatures", "see its status")
+    arguments.check_number(
+        "spectral_density", "width", width, "> 0", lambda value: value > 0, "try a hundredth of L - mu"
+    )
+    ax = ax or _axes()
+    spread = max(L - mu, 1e-3 * abs(L), np.finfo(float).tiny)
+    width = spread / 100 if width is None else float(width)
+    points = np.linspace(mu - 5 * width, L + 5 * width, 1000)
+    nodes, weights = np.asarray(spectrum.eigenvalues), np.asarray(spectrum.weights)
+    gaussians = np.exp(-(((points[:, None] - nodes) / width) ** 2) / 2) / (width * np.sqrt(2 * np.pi))
+    density = spectrum.dimension * gaussians @ weights
+    ax.semilogy(points, density, color="C0")
+    ax.axvline(mu, color="C2", linestyle=":", label=f"mu = {mu:.4g}")
+    ax.axvline(L, color="C3", linestyle=":", label=f"L = {L:.4g}")
+    # one curvature alone has the height of one Gaussian
+    alone = 1 / (width * np.sqrt(2 * np.pi))
+    ax.set_ylim(alone / 30, 2 * np.max(density))
+    ax.legend()
+    ax.set(
+        xlabel="curvature",
+        ylabel="curvatures per unit of curvature",
+        title=f"{spectrum.dimension:,} curvatures, smeared by {width:.2g}",
+    )
+    return ax
+
+
+def pseudospectrum(
+    matrix: Num[ArrayLike, "n n"], *, radius: float | None = None, points: int = 200, ax: Axes | None = None
+) -> Axes:
+    """Boundaries of the pseudospectra of a matrix: how far its eigenvalues move under perturbations of a given norm.
+
+    Args:
+      matrix: [n, n], real or complex.
+      radius: half the side of the square around zero; default large enough for the unit circle and the eigenvalues.
+      points: of the grid, along each side.
+      ax: axes to draw into.
+
+    Returns:
+      the axes: a contour line for each power of ten, the eigenvalues, and the unit circle.
+
+    Raises:
+      ValueError: not one square matrix, or not finite. TypeError: an integer dtype.
+
+    Cost: points^2 `svd`.
+    """
+    (matrix,) = arguments.to_arrays("pseudospectrum", matrix=matrix)
+    eigenvalues = np.asarray(matrix_eigenvalues(matrix))
+    if not np.isfinite(eigenvalues).all():
+        arguments.refuse("pseudospectrum", "matrix", "not finite", "a finite matrix", "find the first inf or NaN")
+    ax = ax or _axes()
+    radius = radius or 1.25 * max(1.0, float(np.abs(eigenvalues).max()))
+    side = np.linspace(-radius, radius, points)
+    levels = np.asarray(resolvent_levels(matrix, side[None, :] + 1j * side[:, None]))
+    with np.errstate(divide="ignore"):
+        exponents = np.log10(levels)
+    lines = np.arange(np.floor(np.percentile(exponents[np.isfinite(exponents)], 1)), np.ceil(exponents.max()) + 1)
+    contours = ax.contourf(side, side, exponents, lines, cmap="viridis_r", extend="min")
+    ax.figure.colorbar(contours, ax=ax, label="log10 of the smallest perturbation with the eigenvalue z", ticks=lines)
+    angle = np.linspace(0, 2 * np.pi, 400)
+    ax.plot(np.cos(angle), np.sin(angle), "k-", linewidth=0.8)
+    ax.plot(eigenvalues.real, eigenvalues.imag, "r.", label="eigenvalues")
+    ax.legend(loc="lower right")
+    ax.set(xlabel="real part of z", ylabel="imaginary part of z", title="pseudospectra", aspect="equal")
     return ax
 
 

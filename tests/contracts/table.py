@@ -67,12 +67,38 @@ def _curvatures(dtype: Any) -> jax.Array:
     return jnp.asarray([0.1, 0.5, 1.0], dtype)
 
 
+def _extreme_eigenvalues(a: jax.Array) -> linalg.ExtremeEigenvalues:
+    like = jax.ShapeDtypeStruct(a.shape[-1:], a.dtype)
+    return linalg.extreme_eigenvalues(lambda v: linalg.matmul(a, v), like, key=jax.random.key(0))
+
+
+def _spectral_measure(a: jax.Array) -> linalg.SpectralMeasure:
+    like = jax.ShapeDtypeStruct(a.shape[-1:], a.dtype)
+    return linalg.spectral_density(lambda v: linalg.matmul(a, v), like, key=jax.random.key(0), num_steps=2)
+
+
+def _trace_of_function(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    measure = _spectral_measure(_positive(dtype, 3))
+    return lambda x: linalg.trace_of_function(measure, lambda node: jnp.exp(-x * node)), (jnp.asarray(0.3, dtype),)
+
+
+def _smoothed_density(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    measure = _spectral_measure(_positive(dtype, 3))
+    function = lambda points, width: linalg.smoothed_density(measure, points, width)
+    return function, (jnp.asarray([2.0, 4.0], dtype), jnp.asarray(0.7, dtype))
+
+
 def _quadratic_loss(scale: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
     return scale * jnp.sum(params["w"] ** 4) + jnp.sum(params["w"] ** 2 * jnp.arange(1, 4, dtype=scale.dtype))
 
 
 def _hessian_spectrum(scale: jax.Array, w: jax.Array) -> first_order.Spectrum:
     return first_order.hessian_spectrum(jax.tree_util.Partial(_quadratic_loss, scale), {"w": w})
+
+
+def _lanczos_spectrum(scale: jax.Array, w: jax.Array) -> first_order.Spectrum:
+    loss = jax.tree_util.Partial(_quadratic_loss, scale)
+    return first_order.hessian_spectrum(loss, {"w": w}, method="lanczos", key=jax.random.key(0), num_probes=1)
 
 
 def _grid(rates: jax.Array, curvatures: jax.Array) -> first_order.Analysis:
@@ -118,6 +144,23 @@ ROWS = [
         heavy=True,
     ),
     Row(
+        "linalg.lanczos",
+        _of(
+            lambda a, v: linalg.lanczos(lambda x: linalg.matmul(a, x), v, num_steps=2),
+            lambda d: _positive(d, 3),
+            lambda d: _matrix(d, 3),
+        ),
+        differentiable="a recurrence for what is: the eigenvalues of extreme_eigenvalues",
+    ),
+    Row("linalg.extreme_eigenvalues", _of(_extreme_eigenvalues, lambda d: _positive(d, 3))),
+    Row(
+        "linalg.spectral_density",
+        _of(_spectral_measure, lambda d: _positive(d, 3)),
+        differentiable="nodes and weights of random probes; eigenvalues of extreme_eigenvalues are",
+    ),
+    Row("linalg.trace_of_function", _trace_of_function),
+    Row("linalg.smoothed_density", _smoothed_density),
+    Row(
         "linalg.solve_discrete_lyapunov",
         _of(linalg.solve_discrete_lyapunov, lambda d: 0.3 * _matrix(d, 2, 2), lambda d: _positive(d, 2)),
     ),
@@ -136,7 +179,7 @@ ROWS = [
         Row(f"arguments.{name}", _of(lambda x: arguments.is_number(x), _number(1.0)), _HOST, _HOST)
         for name in (
             "refuse", "is_number", "to_arrays", "complex_dtype", "check_shape", "check_square", "check_real",
-            "check_number", "check_count",
+            "check_number", "check_count", "check_key",
         )
     ),
     Row("arguments.nan_unless", _of(lambda x: arguments.nan_unless(x, jnp.array(True)), lambda d: _matrix(d, 3))),
@@ -208,11 +251,17 @@ ROWS = [
     Row("first_order.analyze_learning_rates", _of(_grid, _curvatures, _curvatures), heavy=True),
     *(
         Row(f"plot.first_order.{name}", _of(lambda x: None, _number(1.0)), "draws", "draws on the host; see tests/plot")
-        for name in ("rate_map", "eigenvalue_disc", "error_envelope")
+        for name in ("rate_map", "eigenvalue_disc", "error_envelope", "spectral_density", "pseudospectrum")
     ),
 ]  # fmt: skip
-# The same functions on their other path: n = 3 states, where eigenvalues come from the QR iteration.
+# The same functions on their other path: n = 3 states, where eigenvalues come from the QR iteration; Lanczos.
 LARGER = [
+    Row(
+        "first_order.hessian_spectrum",
+        _of(_lanczos_spectrum, _number(0.3), _curvatures),
+        "mu and L are, as the row of linalg.extreme_eigenvalues shows",
+        heavy=True,
+    ),
     Row("first_order.spectral_radius", _of(first_order.spectral_radius, lambda d: _matrix(d, 3, 3)), heavy=True),
     Row(
         "first_order.quadratic_rate",

@@ -5,8 +5,8 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxnm import Status
-from jaxnm.first_order import hessian_spectrum
-from jaxnm.first_order.hessian import _hessian_spectrum
+from jaxnm.first_order import analyze, hessian_spectrum, optimal_heavy_ball
+from jaxnm.first_order.hessian import _dense
 
 
 def test_a_quadratic_gives_its_matrix():
@@ -56,11 +56,11 @@ def test_a_hessian_that_is_not_finite_is_said():
 
 def test_new_data_in_a_partial_do_not_recompile():
     loss = lambda scale, x: scale * x @ x
-    before = _hessian_spectrum._cache_size()
+    before = _dense._cache_size()
     for scale in (1.0, 2.0, 3.0):
         spectrum = hessian_spectrum(jax.tree_util.Partial(loss, jnp.asarray(scale)), jnp.ones(2))
         assert float(spectrum.L) == 2 * scale
-    assert _hessian_spectrum._cache_size() == before + 1
+    assert _dense._cache_size() == before + 1
 
 
 def test_differentiable_in_the_data():
@@ -84,3 +84,69 @@ def test_differentiable_in_the_data():
 def test_wrong_arguments(loss, params, error, message):
     with pytest.raises(error, match=f"hessian_spectrum: .*{message}"):
         hessian_spectrum(loss, params)
+
+
+def _network_loss(inputs, targets, params):
+    """Mean square error of a network with one hidden layer, and a little regularization."""
+    outputs = jnp.tanh(inputs @ params["in"] + params["bias"][None]) @ params["out"]
+    return jnp.mean((outputs - targets) ** 2) + 0.005 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+
+
+def _network():
+    keys = jax.random.split(jax.random.key(1), 5)
+    params = {
+        "in": jax.random.normal(keys[0], (6, 10)) / 2,
+        "bias": jax.random.normal(keys[1], (10,)),
+        "out": jax.random.normal(keys[2], (10, 1)) / 3,
+    }
+    data = jax.random.normal(keys[3], (60, 6)), jax.random.normal(keys[4], (60, 1))
+    return jax.tree_util.Partial(_network_loss, *data), params
+
+
+def test_lanczos_on_a_network_against_its_dense_hessian():
+    loss, params = _network()
+    dense = hessian_spectrum(loss, params)
+    ours = hessian_spectrum(loss, params, method="lanczos", key=jax.random.key(0), num_steps=40, num_probes=30)
+    assert dense.dimension == ours.dimension == 80
+    assert int(ours.status) == Status.OK
+    np.testing.assert_allclose([ours.mu, ours.L], [dense.mu, dense.L], rtol=1e-10)
+    assert float(ours.lower_bound) <= float(dense.mu) * (1 + 1e-12)
+    assert float(ours.upper_bound) >= float(dense.L) * (1 - 1e-12)
+    assert ours.eigenvalues.shape == ours.weights.shape == (30 * 40 + 2,)
+    assert bool(jnp.all(jnp.diff(ours.eigenvalues) >= 0))
+    for spectrum in (dense, ours):
+        assert float(jnp.sum(spectrum.weights)) == pytest.approx(1, rel=1e-12)
+    for power in (1, 2):
+        exact = float(jnp.mean(dense.eigenvalues**power))
+        deviation = float(jnp.std(dense.eigenvalues**power)) * np.sqrt(2 / 80 / 30)
+        assert float(jnp.sum(ours.weights * ours.eigenvalues**power)) == pytest.approx(exact, abs=4 * deviation)
+
+
+def test_a_card_from_ritz_values_is_the_card_of_all_curvatures():
+    loss, params = _network()
+    dense = hessian_spectrum(loss, params)
+    ours = hessian_spectrum(loss, params, method="lanczos", key=jax.random.key(0), num_steps=40, num_probes=10)
+    method = optimal_heavy_ball(0.5 * float(dense.L), float(dense.L))
+    exact, estimated = analyze(method, dense), analyze(method, ours)
+    assert float(estimated.rate) == pytest.approx(float(exact.rate), rel=1e-8)
+    assert float(estimated.schur_fraction) == pytest.approx(float(exact.schur_fraction), abs=0.05)
+    assert int(estimated.negative_directions) == pytest.approx(int(exact.negative_directions), abs=3)
+    assert "80 curvatures, known by 402 Ritz values" in str(estimated)
+
+
+def test_the_ends_are_differentiable_by_lanczos():
+    inputs = _network()[0].args
+    params = _network()[1]
+
+    def largest(scale, **options):
+        return hessian_spectrum(jax.tree_util.Partial(_network_loss, scale * inputs[0], inputs[1]), params, **options).L
+
+    lanczos = {"method": "lanczos", "key": jax.random.key(0), "num_probes": 1}
+    np.testing.assert_allclose(jax.grad(lambda s: largest(s, **lanczos))(1.0), jax.grad(largest)(1.0), rtol=1e-6)
+
+
+def test_lanczos_wants_a_key_and_a_known_method():
+    with pytest.raises(ValueError, match=r"hessian_spectrum: key is None"):
+        hessian_spectrum(lambda x: x @ x, jnp.ones(3), method="lanczos")
+    with pytest.raises(ValueError, match=r"hessian_spectrum: method is 'power'"):
+        hessian_spectrum(lambda x: x @ x, jnp.ones(3), method="power")
