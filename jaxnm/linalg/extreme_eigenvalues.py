@@ -202,8 +202,7 @@ def _extreme_eigenvalues(
     ritz = ritz_pairs(state)
     index, exists, bounds = select(ritz)
     values, vectors = ritz.values[index], None
-    if reorthogonalize:
-        assert state.basis is not None
+    if state.basis is not None:
         vectors = jax.lax.stop_gradient(combine(state.basis, ritz.vectors[:, index]))
         values, bounds = jax.lax.map(partial(_rayleigh, operator), (vectors, values))
     status = status_of(start, state)

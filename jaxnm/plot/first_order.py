@@ -201,7 +201,8 @@ def pseudospectrum(
       ax: axes to draw into.
 
     Returns:
-      the axes: a contour line for each power of ten, the eigenvalues, and the unit circle.
+      the axes: at each z, in steps of half a power of ten, the norm of the smallest perturbation of the matrix that has
+      the eigenvalue z; the eigenvalues of the matrix itself, and the unit circle.
 
     Raises:
       ValueError: not one square matrix, or not finite. TypeError: an integer dtype.
@@ -218,9 +219,10 @@ def pseudospectrum(
     levels = np.asarray(resolvent_levels(matrix, side[None, :] + 1j * side[:, None]))
     with np.errstate(divide="ignore"):
         exponents = np.log10(levels)
-    lines = np.arange(np.floor(np.percentile(exponents[np.isfinite(exponents)], 1)), np.ceil(exponents.max()) + 1)
+    lowest, highest = np.percentile(exponents[np.isfinite(exponents)], 0.1), exponents.max()
+    lines = np.arange(np.floor(2 * lowest), np.ceil(2 * highest) + 1) / 2
     contours = ax.contourf(side, side, exponents, lines, cmap="viridis_r", extend="min")
-    ax.figure.colorbar(contours, ax=ax, label="log10 of the smallest perturbation with the eigenvalue z", ticks=lines)
+    ax.figure.colorbar(contours, ax=ax, label="log10 of the norm of a perturbation", ticks=lines)
     angle = np.linspace(0, 2 * np.pi, 400)
     ax.plot(np.cos(angle), np.sin(angle), "k-", linewidth=0.8)
     ax.plot(eigenvalues.real, eigenvalues.imag, "r.", label="eigenvalues")
