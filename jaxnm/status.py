@@ -25,6 +25,7 @@ class Status(enum.IntEnum):
     OUT_OF_RANGE = 6
     NOT_AFFINE = 7
     NOT_CONVERGED = 8
+    NOT_CERTIFIED = 9
 
     @property
     def meaning(self) -> str:
@@ -68,6 +69,10 @@ _EXPLANATIONS = {
     Status.NOT_CONVERGED: (
         "an iteration took all the steps it was allowed before it met its tolerance",
         "allow more steps, or ask for less accuracy: the result comes with a bound on its error",
+    ),
+    Status.NOT_CERTIFIED: (
+        "no Lyapunov function of the form looked for proves a rate below one; there may be one of another form",
+        "use more memory, a smaller step or less momentum",
     ),
 }
 

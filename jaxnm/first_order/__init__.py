@@ -6,6 +6,10 @@ has the spectral radius and the transient growth of a block, `rates` the worst c
 `lyapunov` the quadratic Lyapunov functions, `non_normality` what the spectral radius hides: resolvents, the numerical
 radius, the Kreiss constant. `hessian` computes the curvatures of a model, and `analysis` puts it on one card.
 
+Beyond quadratics: `function_classes` has the inequalities of smooth strongly convex functions, `lyapunov_inequalities`
+the matrix inequalities that a Lyapunov function solves, `certificates` the smallest rate that they prove, and
+`verification` checks such a proof exactly.
+
 Read in the order state_space, methods, spectral, rates, lyapunov, linearization, hessian, analysis; then the rest.
 Source of the theory: arXiv:2310.15880, with corrections that the guide lists and computes.
 """
@@ -13,6 +17,8 @@ Source of the theory: arXiv:2310.15880, with corrections that the guide lists an
 from jaxnm.first_order.analysis import Analysis as Analysis
 from jaxnm.first_order.analysis import analyze as analyze
 from jaxnm.first_order.analysis import analyze_learning_rates as analyze_learning_rates
+from jaxnm.first_order.certificates import RateCertificate as RateCertificate
+from jaxnm.first_order.certificates import certify_rate as certify_rate
 from jaxnm.first_order.hessian import Spectrum as Spectrum
 from jaxnm.first_order.hessian import hessian_spectrum as hessian_spectrum
 from jaxnm.first_order.linearization import Linearization as Linearization
@@ -52,3 +58,7 @@ from jaxnm.first_order.spectral import transient_growth as transient_growth
 from jaxnm.first_order.state_space import StateSpace as StateSpace
 from jaxnm.first_order.state_space import iteration_matrix as iteration_matrix
 from jaxnm.first_order.state_space import state_space as state_space
+from jaxnm.first_order.verification import Verification as Verification
+from jaxnm.first_order.verification import read_certificate as read_certificate
+from jaxnm.first_order.verification import verify as verify
+from jaxnm.first_order.verification import write_certificate as write_certificate

@@ -3,7 +3,7 @@
 `factorizations`: LAPACK behind a guard (a matrix with inf or NaN returns NaN and never hangs), and products in full
 precision. `stein`: the discrete Lyapunov equation by doubling. `schur`: the complex Schur form of small matrices, and
 their eigenvalues with derivatives, where LAPACK is not at hand. `lanczos`: the ends and the density of the spectrum of
-a large symmetric operator that is known by its products. Everything is batched over leading axes, works under
+a large symmetric operator that is known by its products. `lmi`: small linear matrix inequalities. Everything is batched over leading axes, works under
 `jit`, `vmap`, `jvp` and `vjp`, and lowers to CPU, CUDA and TPU.
 """
 
@@ -22,6 +22,8 @@ from jaxnm.linalg.factorizations import solve as solve
 from jaxnm.linalg.factorizations import svd as svd
 from jaxnm.linalg.lanczos import Tridiagonalization as Tridiagonalization
 from jaxnm.linalg.lanczos import lanczos as lanczos
+from jaxnm.linalg.lmi import MarginSolution as MarginSolution
+from jaxnm.linalg.lmi import maximize_margin as maximize_margin
 from jaxnm.linalg.schur import SchurForm as SchurForm
 from jaxnm.linalg.schur import eigenvalues as eigenvalues
 from jaxnm.linalg.schur import left_eigenvectors as left_eigenvectors
