@@ -93,8 +93,8 @@ def certify_rate(
       converge on quadratics; the rate is that on quadratics, 1 or above. NOT_CERTIFIED: no Lyapunov function of this
       memory proves a rate below 1; the rate is 1. In both the gradient is zero.
 
-    Cost: about 6 systems of linear matrix inequalities, each some 14 Newton steps on 12 unknowns (n = 2, memory 0) to 57
-    (n = 4, memory 2); batches are worked through in chunks.
+    Cost: about 6 systems of linear matrix inequalities, each some 14 Newton steps on 12 unknowns (n = 2, memory 0) to
+    56 (n = 4, memory 2); batches are worked through in chunks.
     Differentiable in the method, mu and L where the optimal multipliers are unique, by the envelope theorem, at the
     cost of a few products; one-sided at kinks, such as the optimal step of gradient descent. First order only.
     float32 gives maps, on the safe side by some 1e-3; claims need float64.
@@ -271,11 +271,10 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, memory: int) 
     double = dtype == jnp.float64
     smallest_margin, tolerance = (_MARGIN, 1e-8) if double else (_MARGIN_SINGLE, 1e-4)
     nudge = jnp.asarray(2e-8 if double else 1e-4, dtype)
-    systems = jax.vmap(lambda method, mu, L: lyapunov_system(reduced(method, mu, L), memory)._replace(multipliers=()))(
-        method, mu, L
-    )
+    blocks_of = lambda method, mu, L: lyapunov_system(reduced(method, mu, L), memory)[:2]
+    decrease, positivity = jax.vmap(blocks_of)(method, mu, L)
     last = lambda array: jnp.moveaxis(array, 0, -1)
-    constant, per_square, positivity = last(systems.decrease[0]), last(systems.decrease[1]), last(systems.positivity)
+    constant, per_square, positivity = last(decrease[0]), last(decrease[1]), last(positivity)
     n = method.B.shape[1]
     idle = StateSpace(jnp.zeros((n, n), dtype), jnp.zeros(n, dtype), jnp.zeros(n, dtype))
     fixed, fixed_per_square = (

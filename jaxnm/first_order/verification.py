@@ -23,6 +23,7 @@ from jaxnm.status import Status
 
 Matrix = list[list[Fraction]]
 _FORMAT = "jaxnm rate certificate 1"
+_FIELDS = ("rate", "Q", "q", "multipliers", "margin", "quadratic_rate", "status", "A", "B", "C", "mu", "L")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,12 +142,13 @@ def read_certificate(path: str | pathlib.Path) -> RateCertificate:
     if jnp.zeros(0, dtype).dtype != dtype:
         arguments.refuse("read_certificate", "the file", f"in {dtype}", "a dtype that is on", "switch x64 on")
     shape = tuple(content["batch"])
-    leaves, structure = jax.tree.flatten(_blank(content["memory"]))
-    columns = []
-    for number, like in enumerate(leaves):
-        values = [_numbers(member[number], dtype, like.dtype) for member in content["members"]]
-        columns.append(jnp.asarray(np.stack(values).reshape(shape + values[0].shape)))
-    return jax.tree.unflatten(structure, columns)
+    columns = {}
+    for name in _FIELDS:
+        kind = np.dtype(np.int32) if name == "status" else dtype
+        values = [_numbers(member[name], kind) for member in content["members"]]
+        columns[name] = jnp.asarray(np.stack(values).reshape(shape + values[0].shape))
+    method = StateSpace(columns.pop("A"), columns.pop("B"), columns.pop("C"))
+    return RateCertificate(method=method, memory=content["memory"], **columns)
 
 
 # ------------------------------------------------------------------------------------------------- the exact check
@@ -157,8 +159,7 @@ def _verify_one(certificate: RateCertificate) -> Verification:
     status = Status(int(np.asarray(certificate.status)))
     if status != Status.OK:
         return refuse(f"there is no proof: {status.name}, {status.meaning}")
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(certificate)]
-    if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
+    if not all(np.all(np.isfinite(array)) for array in _fields(certificate).values()):
         return refuse("a number is not finite")
     A, B, C = (_exact(leaf) for leaf in (certificate.method.A, certificate.method.B, certificate.method.C))
     mu, L, rate = (_exact(leaf) for leaf in (certificate.mu, certificate.L, certificate.rate))
@@ -316,25 +317,23 @@ def _members(certificate: RateCertificate) -> list[RateCertificate]:
     return [jax.tree.map(lambda leaf, k=k: leaf[k], flat) for k in range(int(np.prod(batch, dtype=int)))]
 
 
-def _blank(memory: int) -> RateCertificate:
-    """The structure of a certificate; only the dtypes of its leaves count."""
-    number, code = np.zeros((), np.float64), np.zeros((), np.int32)
-    method = StateSpace(number, number, number)
-    return RateCertificate(number, number, number, number, number, number, code, method, number, number, memory)
+def _fields(certificate: RateCertificate) -> dict[str, np.ndarray]:
+    owner = lambda name: certificate.method if name in ("A", "B", "C") else certificate
+    return {name: np.asarray(getattr(owner(name), name)) for name in _FIELDS}
 
 
-def _written(certificate: RateCertificate) -> list[Any]:
+def _written(certificate: RateCertificate) -> dict[str, Any]:
     def text(value: Any) -> Any:
         return [text(item) for item in value] if isinstance(value, list) else str(Fraction(value))
 
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(certificate)]
-    if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
+    fields = _fields(certificate)
+    if not all(np.all(np.isfinite(array)) for array in fields.values()):
         arguments.refuse("write_certificate", "certificate", "not finite", "finite numbers", "see its status")
-    return [text(leaf.astype(np.float64).tolist()) for leaf in leaves]
+    return {name: text(array.astype(np.float64).tolist()) for name, array in fields.items()}
 
 
-def _numbers(values: Any, dtype: np.dtype, like: np.dtype) -> np.ndarray:
+def _numbers(values: Any, dtype: np.dtype) -> np.ndarray:
     def convert(value: Any) -> Any:
         return [convert(item) for item in value] if isinstance(value, list) else float(Fraction(value))
 
-    return np.asarray(convert(values)).astype(like if like == np.int32 else dtype)
+    return np.asarray(convert(values)).astype(dtype)

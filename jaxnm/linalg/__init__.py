@@ -3,8 +3,8 @@
 `factorizations`: LAPACK behind a guard (a matrix with inf or NaN returns NaN and never hangs), and products in full
 precision. `stein`: the discrete Lyapunov equation by doubling. `schur`: the complex Schur form of small matrices, and
 their eigenvalues with derivatives, where LAPACK is not at hand. `lanczos`: the ends and the density of the spectrum of
-a large symmetric operator that is known by its products. `lmi`: small linear matrix inequalities. Everything is batched over leading axes, works under
-`jit`, `vmap`, `jvp` and `vjp`, and lowers to CPU, CUDA and TPU.
+a large symmetric operator that is known by its products. `lmi`: small linear matrix inequalities. Everything is batched
+over leading axes, works under `jit`, `vmap`, `jvp` and `vjp`, and lowers to CPU, CUDA and TPU.
 """
 
 from jaxnm.linalg.extreme_eigenvalues import ExtremeEigenvalues as ExtremeEigenvalues
