@@ -139,7 +139,7 @@ def read_certificate(path: str | pathlib.Path) -> RateCertificate:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         arguments.refuse("read_certificate", "path", "another kind of file", repr(_FORMAT), "write one first")
     dtype = np.dtype(content["dtype"])
-    if jnp.zeros(0, dtype).dtype != dtype:
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         arguments.refuse("read_certificate", "the file", f"in {dtype}", "a dtype that is on", "switch x64 on")
     shape = tuple(content["batch"])
     columns = {}

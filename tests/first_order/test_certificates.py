@@ -1,0 +1,337 @@
+"""Certified rates against closed forms, published values, central differences, and functions of the class."""
+
+import dataclasses
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnm import Status
+from jaxnm.first_order import (
+    certify_rate,
+    from_optax,
+    gradient_descent,
+    heavy_ball,
+    iteration_matrix,
+    nesterov,
+    optimal_heavy_ball,
+    optimal_nesterov,
+    quadratic_rate,
+    read_certificate,
+    robust_momentum,
+    spectral_radius,
+    state_space,
+    three_parameter,
+    triple_momentum,
+    verify,
+    write_certificate,
+)
+
+SIZE = 48  # of every batch of two-state methods, so that each memory compiles once
+_stack = lambda methods: jax.tree.map(lambda *leaves: jnp.stack(leaves), *methods)
+
+
+@partial(jax.jit, static_argnums=3)
+def _batch(methods, mu, L, memory):
+    return jax.vmap(lambda method, mu, L: certify_rate(method, mu, L, memory=memory))(methods, mu, L)
+
+
+def _certify(methods, mus, memory=0):
+    """Certificates for L = 1, filled up to SIZE with the first."""
+    methods, mus = list(methods), list(mus)
+    number = len(methods)
+    fill = SIZE - number
+    batch = _batch(_stack(methods + methods[:1] * fill), jnp.asarray(mus + mus[:1] * fill), jnp.ones(SIZE), memory)
+    return jax.tree.map(lambda leaf: leaf[:number], batch)
+
+
+def test_triple_and_robust_momentum_have_their_closed_forms():
+    kappas = np.geomspace(2, 1e4, 16)
+    methods, mus, exact = [], [], []
+    for kappa in kappas:
+        best = 1 - 1 / np.sqrt(kappa)
+        methods.append(triple_momentum(1 / kappa, 1.0))
+        mus.append(1 / kappa)
+        exact.append(best)
+        for share in (0.2, 0.7):
+            rho = best + share * (1 / np.sqrt(kappa) - 1 / kappa)
+            methods.append(robust_momentum(rho, 1 / kappa, 1.0))
+            mus.append(1 / kappa)
+            exact.append(rho)
+    certificate = _certify(methods, mus)
+    assert np.all(np.asarray(certificate.status) == Status.OK)
+    difference, large = np.asarray(certificate.rate) - exact, 1 / np.asarray(mus) > 1.001e3
+    assert difference.min() > -1e-12
+    assert difference[~large].max() < 1e-6
+    assert difference[large].max() < 1e-5
+    outcome = verify(certificate)
+    assert outcome.valid, outcome.reason
+    # at most the truth less 1e-7: not a proof
+    lowered = dataclasses.replace(certificate, rate=jnp.asarray(exact) - 1e-7)
+    assert not any(member.valid for member in verify(lowered).members)
+
+
+def test_gradient_descent_has_its_closed_form():
+    kappas = np.geomspace(2, 1e4, 12)
+    mus = np.repeat(1 / kappas, 4)
+    steps = np.stack([2 / (1 + 1 / kappas), np.ones(12), np.full(12, 0.3), np.full(12, 1.9)], 1).ravel()
+    exact = np.maximum(np.abs(1 - steps * mus), np.abs(1 - steps))
+    certificate = _certify([gradient_descent(step) for step in steps], mus)
+    difference = np.asarray(certificate.rate) - exact
+    assert difference.min() > -1e-12
+    assert difference.max() < 1e-6
+    np.testing.assert_allclose(certificate.quadratic_rate, exact, rtol=1e-12)
+    assert verify(certificate).valid
+
+
+MORE = {
+    "Nesterov 2": (optimal_nesterov(0.5, 1.0), 0.5),
+    "Nesterov 10": (optimal_nesterov(0.1, 1.0), 0.1),
+    "Nesterov 100": (optimal_nesterov(0.01, 1.0), 0.01),
+    "Nesterov 1000": (optimal_nesterov(0.001, 1.0), 0.001),
+    "heavy ball 2": (optimal_heavy_ball(0.5, 1.0), 0.5),
+    "heavy ball 10": (optimal_heavy_ball(0.1, 1.0), 0.1),
+    "triple momentum 10": (triple_momentum(0.1, 1.0), 0.1),
+    "triple momentum 1000": (triple_momentum(0.001, 1.0), 0.001),
+    "robust momentum 10": (robust_momentum(0.8, 0.1, 1.0), 0.1),
+    "slow heavy ball": (heavy_ball(0.05, 0.5), 0.1),
+}
+# AutoLyap with the conic solver Clarabel, and for memory 0 an independent barrier method: see docs/certificates.md
+PUBLISHED = {
+    (0, "Nesterov 2"): 0.366058,
+    (0, "Nesterov 10"): 0.751821,
+    (0, "Nesterov 100"): 0.927933,
+    (0, "heavy ball 2"): 0.336107,
+    (0, "heavy ball 10"): 0.860408,
+    (1, "heavy ball 10"): 0.860221,
+    (2, "heavy ball 2"): 0.331051,
+}
+
+
+def test_memory_never_harms_and_every_certificate_is_a_proof():
+    methods, mus = zip(*MORE.values(), strict=True)
+    rates = []
+    for memory in (0, 1, 2):
+        certificate = _certify(methods, mus, memory)
+        assert np.all(np.asarray(certificate.status) == Status.OK)
+        outcome = verify(certificate)
+        assert outcome.valid, outcome.reason
+        rates.append(np.asarray(certificate.rate))
+        for (known, name), value in PUBLISHED.items():
+            if known == memory:
+                assert rates[-1][list(MORE).index(name)] == pytest.approx(value, abs=1.5e-6)
+        assert np.all(rates[-1] <= rates[0] + 1e-6)
+        assert np.all(np.asarray(certificate.quadratic_rate) <= rates[-1])
+
+
+def test_gradients_agree_with_central_differences():
+    """At smooth points, forward and backward, to four digits; under vmap."""
+    points = jnp.asarray([[0.7, 0.35, 0.03, 1.0], [0.5, 0.5, 0.1, 1.2], [1.1, 0.2, 0.05, 0.9], [0.9, 0.6, 0.2, 1.1]])
+    rate = lambda x: certify_rate(three_parameter(x[0], x[1], 0.3 * x[1]), x[2], x[3]).rate
+    rates = jax.jit(jax.vmap(rate))
+    step = 2e-4
+    shifts = step * jnp.eye(4)
+    both = rates(jnp.concatenate([points[:, None] + shifts[None], points[:, None] - shifts[None]]).reshape(-1, 4))
+    up, down = both.reshape(2, 4, 4)
+    central = np.asarray(up - down) / (2 * step)
+    backward = jax.jit(jax.vmap(jax.grad(rate)))(points)
+    forward = jax.jit(jax.vmap(jax.jacfwd(rate)))(points)
+    np.testing.assert_allclose(backward, central, rtol=5e-4, atol=3e-4)
+    np.testing.assert_allclose(forward, backward, rtol=1e-9, atol=1e-12)
+
+
+def test_members_without_a_proof_are_said_with_a_finite_gradient_and_harm_nobody():
+    steps = jnp.asarray([0.5, 3.7, 5.0, jnp.nan, 0.9] + [0.5] * (SIZE - 5))
+    momenta = jnp.asarray([0.3, 0.95, 0.3, 0.3, -0.0] + [0.3] * (SIZE - 5))
+    certificate = _batch(jax.vmap(heavy_ball)(steps, momenta), jnp.full(SIZE, 0.1), jnp.ones(SIZE), 0)
+    expected = [Status.OK, Status.NOT_CERTIFIED, Status.NOT_STABLE, Status.NONFINITE_INPUT, Status.OK]
+    np.testing.assert_array_equal(certificate.status[:5], expected)
+    assert float(certificate.rate[1]) == 1
+    assert float(certificate.rate[2]) == pytest.approx(float(certificate.quadratic_rate[2])) > 1
+    assert np.isnan(certificate.rate[3])
+    alone = certify_rate(heavy_ball(0.5, 0.3), 0.1, 1.0)
+    assert float(certificate.rate[0]) == pytest.approx(float(alone.rate), abs=1e-8)
+    rate = lambda step, momentum: certify_rate(heavy_ball(step, momentum), 0.1, 1.0).rate
+    slopes = np.asarray(jax.jit(jax.vmap(jax.grad(rate)))(steps, momenta)[:5])
+    np.testing.assert_array_equal(np.isnan(slopes), [False, False, False, True, False])
+    assert slopes[1] == slopes[2] == 0
+    reasons = [member.reason for member in verify(jax.tree.map(lambda leaf: leaf[:5], certificate)).members]
+    assert "NOT_CERTIFIED" in reasons[1]
+    assert "NOT_STABLE" in reasons[2]
+    assert reasons[0].startswith("proved")
+
+
+def test_the_certificate_is_lost_where_the_heavy_ball_cycles():
+    """kappa = 25, the counterexample of Lessard, Recht and Packard: converges on quadratics, cycles on a function."""
+    method = heavy_ball(1 / 9, 4 / 9)
+    gradient = lambda x: np.where(x < 1, 25 * x, np.where(x < 2, x + 24, 25 * x - 24))
+    x, before = 3.3, 3.3
+    for _ in range(300):
+        x, before = x - gradient(x) / 9 + 4 / 9 * (x - before), x
+    assert min(abs(x - value / 1225) for value in (792, -2208, 2592)) < 1e-9
+    for memory in (0, 1):
+        certificate = certify_rate(method, 1.0, 25.0, memory=memory)
+        assert int(certificate.status) == Status.NOT_CERTIFIED
+        assert float(certificate.quadratic_rate) == pytest.approx(2 / 3, rel=1e-6)
+
+
+def test_the_rate_does_not_depend_on_the_realization():
+    native = certify_rate(heavy_ball(0.7, 0.35), 0.03, 1.0)
+    assert float(native.rate) == pytest.approx(0.96708924, abs=1e-7)
+    by_optax = certify_rate(from_optax(optax.sgd(0.7, momentum=0.35)).method, 0.03, 1.0)
+    assert float(by_optax.rate) == pytest.approx(float(native.rate), abs=1e-7)
+    method = heavy_ball(0.7, 0.35)
+    T = jnp.asarray([[2.0, 1.0], [0.5, -3.0]])
+    inverse = jnp.linalg.inv(T)
+    changed = certify_rate(state_space(T @ method.A @ inverse, T @ method.B, method.C @ inverse), 0.03, 1.0)
+    assert float(changed.rate) == pytest.approx(float(native.rate), abs=1e-7)
+    scaled = certify_rate(heavy_ball(0.7 / 50, 0.35), 1.5, 50.0)
+    assert float(scaled.rate) == pytest.approx(float(native.rate), abs=1e-7)
+
+
+def test_three_states_of_an_optax_chain():
+    chain = optax.chain(optax.trace(0.3), optax.trace(0.2), optax.scale(-0.4))
+    certificate = certify_rate(from_optax(chain).method, 0.03, 1.0)
+    assert float(certificate.rate) == pytest.approx(0.978244, abs=1e-6)
+    assert verify(certificate).valid
+
+
+@pytest.mark.parametrize("memory", [0, 1])
+def test_the_function_it_certifies_falls_on_functions_of_the_class(memory):
+    """V_{k+1} <= rate^2 V_k along iterates on a function that is not quadratic, evaluated by its definition."""
+    mu, L = 0.1, 1.0
+    method = nesterov(0.9, 0.6)
+    certificate = _certify([method], [mu], memory)
+    rate, Q, q = (np.asarray(leaf)[0] for leaf in (certificate.rate, certificate.Q, certificate.q))
+    random = np.random.default_rng(0)
+    a = random.normal(size=(6, 4))
+    a *= np.sqrt((L - mu) / np.linalg.norm(a, 2) ** 2 / 0.25)
+    # softplus has slopes of at most 1/4; symmetric around 0, the minimizer
+    h = lambda x: sum(np.logaddexp(0, a @ x) - a @ x / 2 - np.log(2)) / (L - mu)
+    slope = lambda x: a.T @ (1 / (1 + np.exp(-a @ x)) - 0.5) / (L - mu)
+    A, B, C = (np.asarray(leaf) for leaf in (method.A, method.B, method.C))
+    state = 5 * random.normal(size=(2, 4))
+    states, gradients, values = [], [], []
+    for _ in range(40):
+        y = C @ state
+        states.append(state)
+        gradients.append(slope(y))
+        values.append(h(y))
+        state = A @ state + np.outer(B, (L - mu) * gradients[-1] + mu * y)
+    V = []
+    for k in range(38):
+        e = np.concatenate([states[k], np.stack(gradients[k : k + memory + 1])])
+        V.append(np.einsum("ia,ij,ja->", e, Q, e) + q @ values[k : k + memory + 1])
+    V = np.array(V)
+    assert np.all(V > 0)
+    assert np.all(V[1:] <= rate**2 * V[:-1] + 1e-13 * V[0])
+
+
+def test_random_maps_lie_between_the_quadratic_rate_and_one():
+    random = np.random.default_rng(5)
+    methods = [
+        three_parameter(*x) for x in np.stack([random.uniform(0.1, 1.8, SIZE), *random.uniform(0, 0.8, (2, SIZE))], 1)
+    ]
+    mus = random.uniform(0.01, 0.5, SIZE)
+    certificate = _certify(methods, mus)
+    proved = np.asarray(certificate.status) == Status.OK
+    assert proved.sum() > 20
+    rates = np.asarray(certificate.rate)
+    assert np.all(rates[proved] < 1)
+    assert np.all(rates[proved] >= np.asarray(certificate.quadratic_rate)[proved] - 1e-14)
+    assert np.all(rates[~proved] >= 1)
+    # the quadratic rate itself, by scanning
+    for k in range(0, SIZE, 7):
+        scan = spectral_radius(iteration_matrix(methods[k], jnp.linspace(mus[k], 1, 301)))
+        assert float(jnp.max(scan)) <= rates[k] + 1e-12
+    outcome = verify(jax.tree.map(lambda leaf: leaf[proved], certificate))
+    assert outcome.valid, outcome.reason
+
+
+def test_edges_of_the_class():
+    """mu = L is one quadratic; mu = 0 has no linear rate; a method that does not see the gradient stays."""
+    one = certify_rate(heavy_ball(0.5, 0.3), 1.0, 1.0)
+    assert int(one.status) == Status.OK
+    assert float(one.rate) == pytest.approx(float(quadratic_rate(heavy_ball(0.5, 0.3), 1.0, 1.0)), abs=1e-7)
+    flat = certify_rate(heavy_ball(0.5, 0.3), 0.0, 1.0)
+    assert (int(flat.status), float(flat.rate)) == (Status.NOT_STABLE, 1.0)
+    blind = certify_rate(state_space(jnp.eye(2), jnp.zeros(2), jnp.array([1.0, 0.0])), 0.1, 1.0)
+    assert (int(blind.status), float(blind.rate)) == (Status.NOT_STABLE, 1.0)
+    deaf = certify_rate(state_space(jnp.eye(2) / 2, jnp.ones(2), jnp.zeros(2)), 0.1, 1.0)
+    # the margin is quadratic in the distance to the root here, so the root is known to its square root
+    assert 0.5 <= float(deaf.rate) < 0.5 + 1e-4
+    crossed = certify_rate(heavy_ball(0.5, 0.3), jnp.asarray(2.0), jnp.asarray(1.0))
+    assert int(crossed.status) == Status.OUT_OF_RANGE
+    assert np.isnan(crossed.rate)
+
+
+def test_float32_errs_on_the_safe_side():
+    with jax.enable_x64(False):
+        exact, rates = [], []
+        for kappa in (2.0, 10.0, 100.0):
+            certificate = certify_rate(triple_momentum(1 / kappa, 1.0), 1 / kappa, 1.0)
+            assert certificate.rate.dtype == jnp.float32
+            rates.append(float(certificate.rate))
+            exact.append(1 - 1 / np.sqrt(kappa))
+        assert np.all(np.array(rates) > np.array(exact) - 1e-6)
+        assert np.all(np.array(rates) < np.array(exact) + 5e-3)
+        tiny = certify_rate(heavy_ball(jnp.float32(0.5), jnp.float32(0.3)), jnp.float32(1e-38), jnp.float32(1.0))
+        assert int(tiny.status) in (Status.NOT_STABLE, Status.NOT_CERTIFIED)
+        assert float(tiny.rate) >= 1
+
+
+def test_a_file_says_the_same(tmp_path):
+    certificate = _certify(*zip(*list(MORE.values())[:3], strict=True))
+    write_certificate(certificate, tmp_path / "certificates.json")
+    read = read_certificate(tmp_path / "certificates.json")
+    for ours, theirs in zip(jax.tree.leaves(certificate), jax.tree.leaves(read), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    assert read.memory == 0
+    assert verify(read).valid
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="read_certificate: path is another kind of file"):
+        read_certificate(tmp_path / "other.json")
+    with jax.enable_x64(False), pytest.raises(ValueError, match="switch x64 on"):
+        read_certificate(tmp_path / "certificates.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: {"Q": -c.Q}, "positive definite"),
+        (lambda c: {"Q": c.Q.at[0, 1].add(1e-3)}, "Q is not symmetric"),
+        (lambda c: {"q": c.q + 1}, "negative|positive definite"),
+        (lambda c: {"multipliers": -c.multipliers}, "negative"),
+        (lambda c: {"multipliers": c.multipliers[:-1]}, "sizes"),
+        (lambda c: {"rate": c.rate * 0 + 1}, "not between 0 and 1"),
+        (lambda c: {"rate": c.rate * jnp.nan}, "not finite"),
+        (lambda c: {"mu": c.L, "L": c.mu}, "not in the order"),
+        (lambda c: {"mu": c.mu / 2}, "positive definite|negative"),
+        (lambda c: {"memory": 1}, "sizes"),
+        (lambda c: {"method": heavy_ball(1.5, 0.5)}, "positive definite|negative"),
+    ],
+)
+def test_what_is_no_proof_is_refused(change, reason):
+    certificate = jax.tree.map(lambda leaf: leaf[0], _certify([optimal_nesterov(0.1, 1.0)], [0.1]))
+    assert verify(certificate).valid
+    outcome = verify(dataclasses.replace(certificate, **change(certificate)))
+    assert not outcome.valid
+    assert re.search(reason, outcome.reason)
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="certify_rate: memory is 3"):
+        certify_rate(heavy_ball(0.5, 0.3), 0.1, 1.0, memory=3)
+    with pytest.raises(ValueError, match=r"certify_rate: mu is 2\.0"):
+        certify_rate(heavy_ball(0.5, 0.3), 2.0, 1.0)
+    with pytest.raises(ValueError, match="certify_rate: mu is of shape"):
+        certify_rate(heavy_ball(0.5, 0.3), jnp.ones(2), 1.0)
+    with pytest.raises(TypeError, match="verify: certificate is of type"):
+        verify(0.9)
+    with pytest.raises(TypeError, match="verify: certificate is traced"):
+        jax.jit(lambda mu: verify(certify_rate(heavy_ball(0.5, 0.3), mu, 1.0)).valid)(0.1)
