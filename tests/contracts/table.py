@@ -30,6 +30,8 @@ class Row:
     differentiable: bool | str = True
     transformable: bool | str = True
     heavy: bool = False
+    tolerance: float | None = None
+    """How far two ways of calling may differ, where an iteration stops by a tolerance; None for 200 eps."""
 
 
 def _matrix(dtype: Any, *shape: int, seed: int = 0) -> jax.Array:
@@ -88,6 +90,19 @@ def _smoothed_density(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return function, (jnp.asarray([2.0, 4.0], dtype), jnp.asarray(0.7, dtype))
 
 
+def _largest_margin(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """P and P - a^T P a."""
+    basis = jnp.asarray([[[1, 0], [0, 0]], [[0, 1], [1, 0]], [[0, 0], [0, 1]]], a.dtype)
+    images = jnp.stack([linalg.matmul(linalg.matmul(a.T, matrix), a) for matrix in basis])
+    solution = linalg.maximize_margin([basis, basis - images])
+    return solution.margin, solution.status
+
+
+def _certified_rate(method: first_order.StateSpace, mu: jax.Array, L: jax.Array) -> tuple[jax.Array, ...]:
+    certificate = first_order.certify_rate(method, mu, L)
+    return certificate.rate, certificate.quadratic_rate, certificate.status
+
+
 def _quadratic_loss(scale: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
     return scale * jnp.sum(params["w"] ** 4) + jnp.sum(params["w"] ** 2 * jnp.arange(1, 4, dtype=scale.dtype))
 
@@ -110,6 +125,7 @@ def _constructor(name: str, *values: float) -> Row:
 
 
 _HOST = "decides on the host while tracing; covered by tests/test_arguments.py"
+_EXACT = "runs on the host in exact arithmetic; see tests/first_order/test_certificates.py"
 _DISCRETE = "returns a truth value or a code"
 
 
@@ -159,6 +175,13 @@ ROWS = [
         differentiable="nodes and weights of random probes; eigenvalues of extreme_eigenvalues are",
     ),
     Row("linalg.trace_of_function", _trace_of_function),
+    Row(
+        "linalg.maximize_margin",
+        _of(_largest_margin, lambda d: 0.3 * _matrix(d, 2, 2)),
+        "the envelope theorem gives the derivative of the margin from the duals; certify_rate uses it",
+        heavy=True,
+        tolerance=1e-8,
+    ),
     Row("linalg.smoothed_density", _smoothed_density),
     Row(
         "linalg.solve_discrete_lyapunov",
@@ -247,6 +270,16 @@ ROWS = [
         "the verdict (affine or not) is by values on the host; analyze_learning_rates maps over hyperparameters",
     ),
     Row("first_order.hessian_spectrum", _of(_hessian_spectrum, _number(0.3), _curvatures)),
+    Row(
+        "first_order.certify_rate",
+        _of(_certified_rate, _method, _number(0.1), _number(1.0)),
+        heavy=True,
+        tolerance=1e-7,
+    ),
+    *(
+        Row(f"first_order.{name}", _of(lambda x: None, _number(1.0)), "exact arithmetic", _EXACT)
+        for name in ("verify", "write_certificate", "read_certificate")
+    ),
     Row("first_order.analyze", _of(first_order.analyze, _method, _curvatures), heavy=True),
     Row("first_order.analyze_learning_rates", _of(_grid, _curvatures, _curvatures), heavy=True),
     *(

@@ -151,7 +151,8 @@ def test_members_without_a_proof_are_said_with_a_finite_gradient_and_harm_nobody
     expected = [Status.OK, Status.NOT_CERTIFIED, Status.NOT_STABLE, Status.NONFINITE_INPUT, Status.OK]
     np.testing.assert_array_equal(certificate.status[:5], expected)
     assert float(certificate.rate[1]) == 1
-    assert float(certificate.rate[2]) == pytest.approx(float(certificate.quadratic_rate[2])) > 1
+    assert float(certificate.rate[2]) == float(certificate.quadratic_rate[2])
+    assert float(certificate.rate[2]) > 1
     assert np.isnan(certificate.rate[3])
     alone = certify_rate(heavy_ball(0.5, 0.3), 0.1, 1.0)
     assert float(certificate.rate[0]) == pytest.approx(float(alone.rate), abs=1e-8)
