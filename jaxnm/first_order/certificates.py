@@ -17,7 +17,8 @@ from jaxnm.linalg import einsum, lmi
 from jaxnm.status import Status, first_failing
 
 _SOLVES = 24  # the most trial rates
-_BLOCK_BYTES = 400_000  # of constraint matrices that a core works on at a time
+_CPU_MEMBERS = 24  # worked on side by side: few, as the slowest of them sets the number of steps
+_MEMBERS = 4096  # on other devices
 _MARGIN = 1e-13  # that counts as positive in float64: some hundred times the rounding of the blocks
 _MARGIN_SINGLE = 1e-6
 
@@ -211,7 +212,8 @@ def _batchable(memory: int) -> Any:
 
     @jax.custom_batching.custom_vmap
     def batch(method: StateSpace, mu: Array, L: Array, lowest: Array) -> _Certified:
-        return _in_chunks(method, mu, L, lowest, memory)
+        few, many = (partial(_in_chunks, memory=memory, members=members) for members in (_CPU_MEMBERS, _MEMBERS))
+        return jax.lax.platform_dependent(method, mu, L, lowest, cpu=few, default=many)
 
     @batch.def_vmap
     def rule(axis_size: int, in_batched: Any, *problem: Any) -> tuple[_Certified, Any]:
@@ -229,10 +231,9 @@ def _batchable(memory: int) -> Any:
     return one
 
 
-def _in_chunks(method: StateSpace, mu: Array, L: Array, lowest: Array, memory: int) -> _Certified:
-    size, n = method.B.shape
-    unknowns, d = sum(num_unknowns(n, memory)), n + memory + 2
-    members = max(1, min(size, _BLOCK_BYTES // (unknowns * (d**2 + (d - 1) ** 2) * mu.dtype.itemsize)))
+def _in_chunks(method: StateSpace, mu: Array, L: Array, lowest: Array, memory: int, members: int) -> _Certified:
+    size = mu.shape[0]
+    members = max(1, min(size, members))
     count = -(-size // members)
 
     def split(array: Array) -> Array:

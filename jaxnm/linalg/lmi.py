@@ -21,7 +21,8 @@ from jaxnm.status import Status, first_failing
 _BISECTIONS = 10  # of a step length
 _TO_BOUNDARY = 0.95
 _LARGEST_UNROLLED = 5
-_BLOCK_BYTES = 400_000  # of constraint matrices that a core works on at a time
+_CPU_BYTES = 100_000  # of constraint matrices that are worked on side by side
+_BYTES = 100_000_000  # on other devices
 
 
 @flax.struct.dataclass
@@ -138,16 +139,23 @@ def maximize_margin(
     members = lambda array, rank: jnp.broadcast_to(array, batch + array.shape[-rank:]).reshape(-1, *array.shape[-rank:])
     flat_blocks = tuple(members(array, 3) for array in arrays[:num_blocks])
     flat_scalars = members(arrays[-1], 2) if scalars is not None else jnp.zeros((math.prod(batch), m, 0), dtype)
-    solution = _in_chunks(*jax.lax.stop_gradient((flat_blocks, flat_scalars)), jnp.asarray(tolerance, dtype), max_steps)
+    solution = _solve(*jax.lax.stop_gradient((flat_blocks, flat_scalars)), jnp.asarray(tolerance, dtype), max_steps)
     return jax.tree.map(lambda leaf: leaf.reshape(batch + leaf.shape[1:]), solution)
 
 
 @partial(jax.jit, static_argnums=3)
-def _in_chunks(blocks: tuple[Array, ...], scalars: Array, tolerance: Array, max_steps: int) -> MarginSolution:
-    """Members [N, ...] in chunks that stay in the cache of a core."""
+def _solve(blocks: tuple[Array, ...], scalars: Array, tolerance: Array, max_steps: int) -> MarginSolution:
+    """Members [N, ...]; on a CPU in chunks that stay in the cache of a core."""
+    few, many = (partial(_in_chunks, max_steps=max_steps, num_bytes=size) for size in (_CPU_BYTES, _BYTES))
+    return jax.lax.platform_dependent(blocks, scalars, tolerance, cpu=few, default=many)
+
+
+def _in_chunks(
+    blocks: tuple[Array, ...], scalars: Array, tolerance: Array, max_steps: int, num_bytes: int
+) -> MarginSolution:
     size = scalars.shape[0]
     bytes_a_member = sum(leaf.size * leaf.dtype.itemsize for leaf in (*blocks, scalars)) // max(size, 1)
-    members = max(1, min(size, _BLOCK_BYTES // max(bytes_a_member, 1)))
+    members = max(1, min(size, num_bytes // max(bytes_a_member, 1)))
     count = -(-size // members)
 
     def split(array: Array) -> Array:
