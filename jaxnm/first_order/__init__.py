@@ -8,7 +8,7 @@ radius, the Kreiss constant. `hessian` computes the curvatures of a model, and `
 
 Beyond quadratics: `function_classes` has the inequalities of smooth strongly convex functions, `lyapunov_inequalities`
 the matrix inequalities that a Lyapunov function solves, `certificates` the smallest rate that they prove, and
-`verification` checks such a proof exactly.
+`verification` checks such a proof exactly, `float_proof` under `jit`.
 
 Read in the order state_space, methods, spectral, rates, lyapunov, linearization, hessian, analysis; then the rest.
 Source of the theory: arXiv:2310.15880, with corrections that the guide lists and computes.
@@ -19,6 +19,8 @@ from jaxnm.first_order.analysis import analyze as analyze
 from jaxnm.first_order.analysis import analyze_learning_rates as analyze_learning_rates
 from jaxnm.first_order.certificates import RateCertificate as RateCertificate
 from jaxnm.first_order.certificates import certify_rate as certify_rate
+from jaxnm.first_order.certificates import check_lyapunov as check_lyapunov
+from jaxnm.first_order.float_proof import is_proved as is_proved
 from jaxnm.first_order.hessian import Spectrum as Spectrum
 from jaxnm.first_order.hessian import hessian_spectrum as hessian_spectrum
 from jaxnm.first_order.linearization import Linearization as Linearization

@@ -114,14 +114,63 @@ def certify_rate(
     A, B, C, mu, L = arguments.to_arrays(name, A=method.A, B=method.B, C=method.C, mu=mu, L=L)
     for label, value in (("mu", mu), ("L", L)):
         arguments.check_shape(name, label, value, "a number", lambda shape: shape == ())
-    return _certify(StateSpace(A, B, C), mu, L, memory)
+    return _certify(StateSpace(A, B, C), mu, L, (), memory)
 
 
-@partial(jax.jit, static_argnums=3)
-def _certify(method: StateSpace, mu: Array, L: Array, memory: int) -> RateCertificate:
+def check_lyapunov(
+    method: StateSpace, P: Float[ArrayLike, "n n"], mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]
+) -> RateCertificate:
+    """Smallest rate that a given function V = state^T P state proves on all f of the class F(mu, L).
+
+    Args:
+      method: state-space form with n states; `vmap` adds batch axes.
+      P: [n, n], its symmetric part counts; any positive multiple proves the same. The state is taken relative to its
+        limit.
+      mu: smallest curvature, >= 0.
+      L: largest curvature, >= mu.
+
+    Returns:
+      `RateCertificate` of memory 0 with Q = [[P, 0], [0, 0]] up to scale and q = 0, so that `verify` makes it a proof.
+      Its rate is that of the given P; the best P of all, with function values, is what `certify_rate` finds.
+
+    Raises:
+      As `certify_rate`; ValueError: P of another shape.
+
+    Status:
+      As `certify_rate`. NOT_CERTIFIED: this P proves no rate below 1, for one because it is not positive definite.
+
+    Cost: as `certify_rate`, with 6 unknowns. Differentiable in the method, mu and L, as `certify_rate`; the derivative
+    in P is 0, which is right only where P is optimal.
+    Source: as `certify_rate`.
+
+    Example:
+      >>> from jaxnm.first_order import gradient_descent
+      >>> bool(check_lyapunov(gradient_descent(1.0), jnp.eye(1), 0.1, 1.0).rate < 0.905)
+      True
+    """
+    name = "check_lyapunov"
+    check_curvatures(name, mu, L, positive=False)
+    A, B, C, P, mu, L = arguments.to_arrays(name, A=method.A, B=method.B, C=method.C, P=P, mu=mu, L=L)
+    arguments.check_shape(name, "P", P, f"{list(A.shape)}, one row a state", lambda shape: shape == A.shape)
+    for label, value in (("mu", mu), ("L", L)):
+        arguments.check_shape(name, label, value, "a number", lambda shape: shape == ())
+    return _certify(StateSpace(A, B, C), mu, L, (P,), 0)
+
+
+def _own_function(P: Array) -> Array:
+    """[6, m]: the unknowns of `certify_rate` with memory 0 as combinations of P and the free multipliers."""
+    entries, values, decrease, positivity = num_unknowns(P.shape[0], 0)
+    free = decrease + positivity
+    padded = jnp.pad((P + P.T) / 2, ((0, 1), (0, 1)))
+    of_P = jnp.concatenate([padded[jnp.tril_indices(P.shape[0] + 1)], jnp.zeros(values + free, P.dtype)])
+    return jnp.concatenate([of_P[None], jnp.eye(free, entries + values + free, entries + values, dtype=P.dtype)])
+
+
+@partial(jax.jit, static_argnums=4)
+def _certify(method: StateSpace, mu: Array, L: Array, own: tuple[Array, ...], memory: int) -> RateCertificate:
     n, dtype = method.A.shape[0], mu.dtype
     finite = jnp.isfinite(mu) & jnp.isfinite(L)
-    for leaf in jax.tree.leaves(method):
+    for leaf in jax.tree.leaves((method, own)):
         finite &= jnp.all(jnp.isfinite(leaf))
     in_range = curvatures_valid(mu, L, positive=False)
     usable = finite & in_range
@@ -129,9 +178,8 @@ def _certify(method: StateSpace, mu: Array, L: Array, memory: int) -> RateCertif
     method_ = jax.tree.map(lambda leaf: calm(leaf, 0), method)
     mu_, L_ = calm(mu, 0.5), calm(L, 1)
     on_quadratics = quadratic_rate(method_, mu_, L_)
-    certified = _with_derivative(
-        memory, jax.tree.map(jnp.asarray, (method_, mu_, L_, jax.lax.stop_gradient(on_quadratics)))
-    )
+    basis = tuple(jax.lax.stop_gradient(_own_function(calm(P, 0))) for P in own)
+    certified = _with_derivative(memory, (method_, mu_, L_, jax.lax.stop_gradient(on_quadratics), basis))
     unstable = ~(on_quadratics < 1)
     rate = jnp.where(certified.feasible, certified.rate, jax.lax.stop_gradient(jnp.maximum(on_quadratics, 1)))
     status = first_failing(
@@ -159,10 +207,14 @@ def _certify(method: StateSpace, mu: Array, L: Array, memory: int) -> RateCertif
 
 
 def _multipliers(n: int, memory: int, v: Array, rate: Array) -> Array:
-    idle = StateSpace(jnp.zeros((n, n), v.dtype), jnp.zeros(n, v.dtype), jnp.zeros(n, v.dtype))
-    constant, per_square = lyapunov_system(idle, memory).multipliers
+    constant, per_square = lyapunov_system(_idle(n, v.dtype), memory).multipliers
     table = jnp.asarray(constant, v.dtype) + rate**2 * jnp.asarray(per_square, v.dtype)
     return jax.lax.stop_gradient(einsum("m,mp->p", v, table))
+
+
+def _idle(n: int, dtype: jnp.dtype) -> StateSpace:
+    """Any method: the multipliers do not depend on it."""
+    return StateSpace(jnp.zeros((n, n), dtype), jnp.zeros(n, dtype), jnp.zeros(n, dtype))
 
 
 # ----------------------------------------------------------------------------------------------- derivative and batches
@@ -180,7 +232,7 @@ def _with_derivative_jvp(memory: int, primals: tuple[Any], tangents: tuple[Any])
     certified = _with_derivative(memory, problem)
 
     def lagrangian(problem: Any, rate: Array) -> Array:
-        method, mu, L, _ = problem
+        method, mu, L, _, _ = problem
         system = lyapunov_system(reduced(method, mu, L), memory)
         blocks, scalars = _at_rate(system, rate)
         pairing = lambda dual, block: einsum("m,mab,ab->", certified.v, block, dual)
@@ -211,9 +263,9 @@ def _batchable(memory: int) -> Any:
     """One member as a batch of one, and under `vmap`, nested or not, one batch of all."""
 
     @jax.custom_batching.custom_vmap
-    def batch(method: StateSpace, mu: Array, L: Array, lowest: Array) -> _Certified:
+    def batch(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[Array, ...]) -> _Certified:
         few, many = (partial(_in_chunks, memory=memory, members=members) for members in (_CPU_MEMBERS, _MEMBERS))
-        return jax.lax.platform_dependent(method, mu, L, lowest, cpu=few, default=many)
+        return jax.lax.platform_dependent(method, mu, L, lowest, basis, cpu=few, default=many)
 
     @batch.def_vmap
     def rule(axis_size: int, in_batched: Any, *problem: Any) -> tuple[_Certified, Any]:
@@ -231,7 +283,9 @@ def _batchable(memory: int) -> Any:
     return one
 
 
-def _in_chunks(method: StateSpace, mu: Array, L: Array, lowest: Array, memory: int, members: int) -> _Certified:
+def _in_chunks(
+    method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[Array, ...], memory: int, members: int
+) -> _Certified:
     size = mu.shape[0]
     members = max(1, min(size, members))
     count = -(-size // members)
@@ -240,7 +294,7 @@ def _in_chunks(method: StateSpace, mu: Array, L: Array, lowest: Array, memory: i
         padded = jnp.pad(array, ((0, count * members - size), *((0, 0),) * (array.ndim - 1)), mode="edge")
         return padded.reshape(count, members, *array.shape[1:])
 
-    chunks = jax.tree.map(split, (method, mu, L, lowest))
+    chunks = jax.tree.map(split, (method, mu, L, lowest, basis))
     certified = jax.lax.map(lambda chunk: _chunk(*chunk, memory=memory), chunks)
     return jax.tree.map(lambda leaf: leaf.reshape(count * members, *leaf.shape[2:])[:size], certified)
 
@@ -263,7 +317,7 @@ class _Search(NamedTuple):
     solves: Array
 
 
-def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, memory: int) -> _Certified:
+def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[Array, ...], memory: int) -> _Certified:
     """Newton's method on the largest margin as a function of the rate, between bounds.
 
     The margin rises with the rate and is nearly concave, so Newton's step from either side ends at or below the root.
@@ -274,13 +328,15 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, memory: int) 
     nudge = jnp.asarray(2e-8 if double else 1e-4, dtype)
     blocks_of = lambda method, mu, L: lyapunov_system(reduced(method, mu, L), memory)[:2]
     decrease, positivity = jax.vmap(blocks_of)(method, mu, L)
+    tables = [jnp.asarray(part, dtype) for part in lyapunov_system(_idle(method.B.shape[1], dtype), memory).multipliers]
+    multipliers = [jnp.broadcast_to(table[None], (mu.shape[0], *table.shape)) for table in tables]
+    for ours in basis:
+        decrease = [einsum("cwm,cmab->cwab", ours, part) for part in decrease]
+        positivity = einsum("cwm,cmab->cwab", ours, positivity)
+        multipliers = [einsum("cwm,cmp->cwp", ours, part) for part in multipliers]
     last = lambda array: jnp.moveaxis(array, 0, -1)
     constant, per_square, positivity = last(decrease[0]), last(decrease[1]), last(positivity)
-    n = method.B.shape[1]
-    idle = StateSpace(jnp.zeros((n, n), dtype), jnp.zeros(n, dtype), jnp.zeros(n, dtype))
-    fixed, fixed_per_square = (
-        jnp.asarray(part, dtype)[..., None] for part in lyapunov_system(idle, memory).multipliers
-    )
+    fixed, fixed_per_square = map(last, multipliers)
 
     def evaluate(rate: Array) -> tuple[lmi.Point, Array]:
         """The largest margin, and its derivative by the square of the rate."""
@@ -295,9 +351,9 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, memory: int) 
             return (point.infeasibility < 1e-6) & (gap <= small)
 
         point = lmi.solve(blocks, scalars, lmi.start_of(blocks, scalars), settled, 40)
-        (change,), numbers = lmi.combine((per_square,), jnp.broadcast_to(fixed_per_square, scalars.shape), point.v)
+        (change,), numbers = lmi.combine((per_square,), fixed_per_square, point.v)
         slope = jnp.sum(point.duals[0] * change, (0, 1)) + jnp.sum(point.scalar_duals * numbers, 0)
-        traces = lmi.trace_of((per_square,), jnp.broadcast_to(fixed_per_square, scalars.shape))
+        traces = lmi.trace_of((per_square,), fixed_per_square)
         return point, slope - point.margin * jnp.sum(traces * point.v, 0)
 
     def step(search: _Search) -> _Search:
@@ -328,7 +384,7 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, memory: int) 
         return _Search(low, high, trial, best, found, done, search.solves + 1)
 
     start_blocks = (constant + per_square, positivity)
-    start = lmi.start_of(start_blocks, fixed + jnp.broadcast_to(fixed_per_square, (*fixed.shape[:2], mu.shape[0])))
+    start = lmi.start_of(start_blocks, fixed + fixed_per_square)
     hopeless = ~(lowest < 1)
     search = _Search(
         low=lowest,
@@ -341,9 +397,12 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, memory: int) 
     )
     search = jax.lax.while_loop(lambda search: ~jnp.all(search.done), step, search)
     first = lambda array: jnp.moveaxis(array, -1, 0)
+    v = first(search.best.v)
+    for ours in basis:
+        v = einsum("cw,cwm->cm", v, ours)
     return _Certified(
         rate=search.high,
-        v=first(search.best.v),
+        v=v,
         margin=search.best.margin,
         duals=tuple(first(dual) for dual in search.best.duals),
         scalar_duals=first(search.best.scalar_duals),

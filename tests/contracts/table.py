@@ -103,6 +103,16 @@ def _certified_rate(method: first_order.StateSpace, mu: jax.Array, L: jax.Array)
     return certificate.rate, certificate.quadratic_rate, certificate.status
 
 
+def _own_rate(method: first_order.StateSpace, P: jax.Array, mu: jax.Array, L: jax.Array) -> tuple[jax.Array, ...]:
+    certificate = first_order.check_lyapunov(method, P, mu, L)
+    return certificate.rate, certificate.status
+
+
+def _is_proved(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    certificate = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf, _CERTIFICATE)
+    return lambda mu: first_order.is_proved(certificate.replace(mu=mu)), (certificate.mu,)
+
+
 def _quadratic_loss(scale: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
     return scale * jnp.sum(params["w"] ** 4) + jnp.sum(params["w"] ** 2 * jnp.arange(1, 4, dtype=scale.dtype))
 
@@ -126,6 +136,8 @@ def _constructor(name: str, *values: float) -> Row:
 
 _HOST = "decides on the host while tracing; covered by tests/test_arguments.py"
 _EXACT = "runs on the host in exact arithmetic; see tests/first_order/test_certificates.py"
+with jax.enable_x64(False):
+    _CERTIFICATE = first_order.certify_rate(first_order.nesterov(jnp.float32(0.5), jnp.float32(0.4)), 0.1, 1.0)
 _DISCRETE = "returns a truth value or a code"
 
 
@@ -276,6 +288,14 @@ ROWS = [
         heavy=True,
         tolerance=1e-7,
     ),
+    Row(
+        "first_order.check_lyapunov",
+        _of(_own_rate, _method, lambda d: jnp.asarray([[2.0, -1.0], [-1.0, 1.0]], d), _number(0.1), _number(1.0)),
+        "in the method, mu and L, as the row of certify_rate shows, not in P",
+        heavy=True,
+        tolerance=1e-7,
+    ),
+    Row("first_order.is_proved", _is_proved, _DISCRETE),
     *(
         Row(f"first_order.{name}", _of(lambda x: None, _number(1.0)), "exact arithmetic", _EXACT)
         for name in ("verify", "write_certificate", "read_certificate")

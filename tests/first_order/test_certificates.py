@@ -13,9 +13,11 @@ import pytest
 from jaxnm import Status
 from jaxnm.first_order import (
     certify_rate,
+    check_lyapunov,
     from_optax,
     gradient_descent,
     heavy_ball,
+    is_proved,
     iteration_matrix,
     nesterov,
     optimal_heavy_ball,
@@ -112,20 +114,19 @@ PUBLISHED = {
 }
 
 
-def test_memory_never_harms_and_every_certificate_is_a_proof():
+@pytest.mark.parametrize("memory", [0, 1, 2])
+def test_memory_never_harms_and_every_certificate_is_a_proof(memory):
     methods, mus = zip(*MORE.values(), strict=True)
-    rates = []
-    for memory in (0, 1, 2):
-        certificate = _certify(methods, mus, memory)
-        assert np.all(np.asarray(certificate.status) == Status.OK)
-        outcome = verify(certificate)
-        assert outcome.valid, outcome.reason
-        rates.append(np.asarray(certificate.rate))
-        for (known, name), value in PUBLISHED.items():
-            if known == memory:
-                assert rates[-1][list(MORE).index(name)] == pytest.approx(value, abs=1.5e-6)
-        assert np.all(rates[-1] <= rates[0] + 1e-6)
-        assert np.all(np.asarray(certificate.quadratic_rate) <= rates[-1])
+    certificate = _certify(methods, mus, memory)
+    assert np.all(np.asarray(certificate.status) == Status.OK)
+    outcome = verify(certificate)
+    assert outcome.valid, outcome.reason
+    rates = np.asarray(certificate.rate)
+    for (known, name), value in PUBLISHED.items():
+        if known == memory:
+            assert rates[list(MORE).index(name)] == pytest.approx(value, abs=1.5e-6)
+    assert np.all(rates <= np.asarray(_certify(methods, mus).rate) + 1e-6)
+    assert np.all(np.asarray(certificate.quadratic_rate) <= rates)
 
 
 def test_gradients_agree_with_central_differences():
@@ -323,6 +324,65 @@ def test_what_is_no_proof_is_refused(change, reason):
     outcome = verify(dataclasses.replace(certificate, **change(certificate)))
     assert not outcome.valid
     assert re.search(reason, outcome.reason)
+
+
+def _sector_rate(method, P, mu, L):
+    """What P proves with the inequalities between one point and the minimizer alone: a search over a multiplier."""
+    A, B, C = (np.asarray(leaf) for leaf in (method.A, method.B, method.C))
+    root = np.linalg.cholesky(P).T
+    inverse = np.linalg.inv(root)
+    A, B, C = root @ (A + mu * np.outer(B, C)) @ inverse, (L - mu) * root @ B, C @ inverse
+    best = np.inf
+    for multiplier in B @ B * (1 + np.geomspace(1e-6, 1e6, 4001)):
+        slope = A.T @ B + multiplier * C / 2
+        best = min(best, np.linalg.eigvalsh(A.T @ A + np.outer(slope, slope) / (multiplier - B @ B))[-1])
+    return np.sqrt(best)
+
+
+def test_a_function_of_ones_own_is_checked():
+    """Never worse than by the sector alone, never better than the best of all, and verified exactly."""
+    slow = [(heavy_ball(0.3, 0.2), 0.2), (heavy_ball(0.5, 0.1), 0.1), (nesterov(0.6, 0.2), 0.3)]
+    best = _certify(*zip(*slow, strict=True))
+    for k, (method, mu) in enumerate(slow):
+        for P in (np.array([[2.0, -0.4], [-0.4, 0.4]]), np.array([[1.0, -0.2], [-0.2, 0.3]])):
+            ours = check_lyapunov(method, jnp.asarray(P), mu, 1.0)
+            sector = _sector_rate(method, P, mu, 1.0)
+            assert float(ours.rate) <= min(sector, 1) + 1e-6
+            if int(ours.status) == Status.OK:
+                assert float(ours.rate) >= float(best.rate[k]) - 1e-7
+                assert verify(ours).valid
+                np.testing.assert_allclose(ours.Q[:2, :2] / ours.Q[0, 0], P / P[0, 0], rtol=1e-12)
+                assert bool(jnp.all(ours.Q[2] == 0))
+            else:
+                assert sector >= 1 - 1e-6
+    one = check_lyapunov(gradient_descent(1.0), jnp.eye(1), 0.1, 1.0)
+    assert float(one.rate) == pytest.approx(0.9, abs=1e-7)
+    indefinite = check_lyapunov(heavy_ball(0.3, 0.2), jnp.diag(jnp.array([1.0, -1.0])), 0.2, 1.0)
+    assert int(indefinite.status) == Status.NOT_CERTIFIED
+    with pytest.raises(ValueError, match="check_lyapunov: P is of shape"):
+        check_lyapunov(heavy_ball(0.3, 0.2), jnp.eye(3), 0.2, 1.0)
+
+
+def test_a_proof_by_floating_point_numbers_is_one_by_fractions():
+    """Never true where exact arithmetic refuses: certificates, and such with a rate that is a little too low."""
+    methods, mus = zip(*MORE.values(), strict=True)
+    certificate = _certify(methods, mus)
+    assert bool(jnp.all(is_proved(certificate)))
+    assert bool(jax.jit(is_proved)(jax.tree.map(lambda leaf: leaf[0], certificate)))
+    undecided = 0
+    for shift in (1e-8, 2e-8, 3e-8, 1e-7, 1e-6):
+        lowered = dataclasses.replace(certificate, rate=certificate.rate - shift)
+        by_floats = np.asarray(is_proved(lowered))
+        exact = np.array([member.valid for member in verify(lowered).members])
+        assert not np.any(by_floats & ~exact)
+        undecided += int(np.sum(exact & ~by_floats))
+    assert undecided <= 5
+    for change in (
+        {"Q": -certificate.Q},
+        {"multipliers": -certificate.multipliers},
+        {"rate": certificate.rate * 0 + 1},
+    ):
+        assert not bool(jnp.any(is_proved(dataclasses.replace(certificate, **change))))
 
 
 def test_wrong_arguments():
