@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 
-from benchmarks import first_order, linalg
+from benchmarks import certificates, first_order, linalg
 from benchmarks.protocol import Outcome, Row, measure
 
-CASES = {**first_order.CASES, **linalg.CASES}
+CASES = {**first_order.CASES, **certificates.CASES, **linalg.CASES}
 
 _LEGEND = """
 ratio: peer time / our time, median of interleaved rounds; CPU ratio: the same of CPU time, over all threads.
@@ -94,7 +94,7 @@ def _environment() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "jax": jax.__version__,
-        "peers": ", ".join(f"{name} {_version(name)}" for name in ("numpy", "scipy", "matfree")),
+        "peers": ", ".join(f"{name} {_version(name)}" for name in ("numpy", "scipy", "matfree", "autolyap", "pepit")),
         "device": f"{len(devices)} x {devices[0].platform} ({devices[0].device_kind})",
         "machine": f"{platform.machine()} {_processor()}, {os.cpu_count()} CPUs",
         "threads": f"{usable} for XLA; {', '.join(limits) or 'no other limit set'}; load {os.getloadavg()[0]:.1f}",

@@ -7,7 +7,7 @@ that starts near the minimizer.
 
 import textwrap
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,22 +71,34 @@ class Comparison(NamedTuple):
 
 def sections(folder: Path) -> Iterator[Section]:
     """The parts of the chapter, one at a time: a text and the checks made on the way. Pictures go to `folder`."""
-    problem = minimize(*breast_cancer(), num_steps=1500)
+    problem = main_problem()
     text, held = introduction(problem)
     yield f"{HOW_TO_READ}\n\n{text}", held
     comparisons = {}
-    for name, (factory, learning_rate) in optimizers(problem.spectrum).items():
-        comparisons[name] = compare(problem, name, factory, learning_rate)
+    for name in tuned_to(problem.spectrum):
+        comparisons[name] = main_comparison(name)
         yield card(comparisons[name]), checks(comparisons[name])
     yield without_rate()
     yield learning_rates(problem, folder / "learning_rates.png")
     digits = minimize(*handwritten_digits(), num_steps=500)
     yield introduction(digits)
-    factory, learning_rate = optimizers(digits.spectrum)["Nesterov, tuned"]
+    factory, learning_rate = tuned_to(digits.spectrum)["Nesterov, tuned"]
     on_digits = compare(digits, "digits, Nesterov, tuned", factory, learning_rate)
     yield card(on_digits), checks(on_digits)
     yield pictures(problem, comparisons, folder), {}
     yield summary(comparisons | {"digits, Nesterov, tuned": on_digits}), {}
+
+
+@cache
+def main_problem() -> Problem:
+    """The problem on which all optimizers run; the next chapter has it too."""
+    return minimize(*breast_cancer(), num_steps=1500)
+
+
+@cache
+def main_comparison(name: str) -> Comparison:
+    """One of the optimizers on it."""
+    return compare(main_problem(), name, *tuned_to(main_problem().spectrum)[name])
 
 
 def introduction(problem: Problem) -> Section:
@@ -104,9 +116,13 @@ def introduction(problem: Problem) -> Section:
     }
 
 
-def optimizers(spectrum: fo.Spectrum) -> dict[str, tuple[Factory, float]]:
-    """Name to (learning rate to optax transformation, learning rate)."""
-    mu, L = float(spectrum.mu), float(spectrum.L)
+def tuned_to(spectrum: fo.Spectrum) -> dict[str, tuple[Factory, float]]:
+    """The optimizers for these curvatures."""
+    return optimizers(float(spectrum.mu), float(spectrum.L))
+
+
+def optimizers(mu: float, L: float) -> dict[str, tuple[Factory, float]]:
+    """Name to (learning rate to optax transformation, learning rate), for curvatures from mu to L."""
     momentum = (L**0.5 - mu**0.5) / (L**0.5 + mu**0.5)
     chain = lambda rate: optax.chain(optax.trace(0.5), optax.trace(0.3), optax.scale(-rate))
     average = lambda rate: optax.chain(optax.ema(0.7, debias=False), optax.scale(-rate))

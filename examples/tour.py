@@ -10,10 +10,13 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from examples import optimizer_rates
+from examples import certified_rates, optimizer_rates
 
 FOLDER = Path("build/tour")
-CHAPTERS = {"What rate will my optimizer have?": optimizer_rates}
+CHAPTERS = {
+    "What rate will my optimizer have?": optimizer_rates,
+    "Is that rate proved for every such function?": certified_rates,
+}
 
 
 def main() -> int:

@@ -40,7 +40,9 @@ class RateCertificate:
     multipliers: Float[Array, "*batch p"]
     """Of the inequalities between points: of the decrease, then of the positivity, as `function_classes.pairs_of`."""
     margin: Float[Array, "*batch"]
-    """Smallest eigenvalue of the two matrices, and smallest multiplier, where the traces sum to one."""
+    """A lower bound of the eigenvalues of the two matrices and of the multipliers, where their traces and sum are one.
+
+    Positive for a proof; means nothing where there is none."""
     quadratic_rate: Float[Array, "*batch"]
     """The rate on quadratics: a lower bound."""
     status: Int32[Array, "*batch"]
