@@ -46,7 +46,7 @@ _EXPLANATIONS = {
         "scale the problem, or use float64",
     ),
     Status.NOT_STABLE: (
-        "the spectral radius is one or above, so the series has no limit",
+        "the spectral radius is one or above, so a series or a method with it does not converge",
         "use parameters inside the stability region (for a first-order method: a smaller step)",
     ),
     Status.NOT_SYMMETRIC: (

@@ -51,3 +51,16 @@ def test_eigenvalues_over_devices():
     expected = jax.jit(linalg.eigenvalues)(jnp.asarray(matrices))
     result = jax.jit(linalg.eigenvalues)(_split(_mesh(), matrices))
     np.testing.assert_allclose(jnp.abs(result), jnp.abs(expected), rtol=1e-12)
+
+
+def test_certified_rates_over_devices():
+    steps = np.linspace(0.2, 1.6, 16)
+    certify = jax.vmap(lambda step: first_order.certify_rate(first_order.gradient_descent(step), 0.1, 1.0).rate)
+    expected = jax.jit(certify)(jnp.asarray(steps))
+    np.testing.assert_allclose(expected, np.maximum(np.abs(1 - 0.1 * steps), np.abs(1 - steps)), atol=1e-6)
+    mesh = _mesh()
+    spec = PartitionSpec("batch")
+    each = jax.shard_map(certify, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    result = jax.jit(each)(_split(mesh, steps))
+    assert len(result.sharding.device_set) == 8
+    np.testing.assert_allclose(result, expected, atol=1e-7)
