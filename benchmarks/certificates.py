@@ -15,7 +15,7 @@ from benchmarks.protocol import Case, Contender
 _MU, _LARGEST = 0.1, 1.0
 _NUM_SAMPLED = 100
 _PEP_STEPS = 2
-_AUTOLYAP, _PEPIT = "AutoLyap loop, CLARABEL", f"PEPit, {_PEP_STEPS} steps, fixed |z|^2 (a weaker question)"
+_AUTOLYAP, _PEPIT = "AutoLyap loop, CLARABEL", f"PEPit, {_PEP_STEPS} steps, fixed norm (a weaker question)"
 
 
 def certificate_map() -> Case:
