@@ -340,8 +340,8 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
     constant, per_square, positivity = last(decrease[0]), last(decrease[1]), last(positivity)
     fixed, fixed_per_square = map(last, multipliers)
 
-    def evaluate(rate: Array) -> tuple[lmi.Point, Array]:
-        """The largest margin, and its derivative by the square of the rate."""
+    def evaluate(rate: Array, idle: Array) -> tuple[lmi.Point, Array]:
+        """The largest margin, and its derivative by the square of the rate; idle members are not waited for."""
         square = rate**2
         blocks = (constant + square[None, None, None] * per_square, positivity)
         scalars = fixed + square[None, None] * fixed_per_square
@@ -350,7 +350,7 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
         def settled(point: lmi.Point) -> Array:
             gap = point.bound - point.margin
             small = jnp.maximum((1e-12 if double else 3e-7) / rows, 0.02 * jnp.abs(point.margin))
-            return (point.infeasibility < 1e-6) & (gap <= small)
+            return idle | ((point.infeasibility < 1e-6) & (gap <= small))
 
         point = lmi.solve(blocks, scalars, lmi.start_of(blocks, scalars), settled, 40)
         (change,), numbers = lmi.combine((per_square,), fixed_per_square, point.v)
@@ -359,9 +359,9 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
         return point, slope - point.margin * jnp.sum(traces * point.v, 0)
 
     def step(search: _Search) -> _Search:
-        point, slope = evaluate(search.trial)
+        point, slope = evaluate(search.trial, search.done)
         proved = point.margin > smallest_margin
-        better = proved & ~search.done
+        better = proved & ~search.done & (search.trial <= search.high)
         best = jax.tree.map(
             lambda old, new: jnp.where(jnp.expand_dims(better, tuple(range(old.ndim - 1))), new, old),
             search.best,

@@ -116,7 +116,7 @@ def test_too_few_steps_are_said_and_the_bounds_hold():
 def test_the_outer_bounds_fail_no_more_often_than_promised(probability):
     """An isolated eigenvalue just above a continuum, few steps: the start decides whether it is seen."""
     values = jnp.append(jnp.linspace(-1, 1, 499), 1.02)
-    keys = jax.random.split(KEY, 4000)
+    keys = jax.random.split(KEY, 1000)
 
     @jax.jit
     @jax.vmap
@@ -128,9 +128,9 @@ def test_the_outer_bounds_fail_no_more_often_than_promised(probability):
 
     lower, upper = ends(keys)
     failures = int(np.sum((np.asarray(lower) > -1) | (np.asarray(upper) < 1.02)))
-    assert failures <= 4000 * probability + 4 * np.sqrt(4000 * probability)
+    assert failures <= 1000 * probability + 4 * np.sqrt(1000 * probability)
     if probability == 0.3:  # the bound is near enough to the truth to fail at times
-        assert failures > 40
+        assert failures > 10
 
 
 def test_without_reorthogonalization_converged_eigenvalues_come_back():
