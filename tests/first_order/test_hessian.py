@@ -135,7 +135,10 @@ def test_a_card_from_ritz_values_is_the_card_of_all_curvatures():
     exact, estimated = analyze(method, dense), analyze(method, ours)
     assert float(estimated.rate) == pytest.approx(float(exact.rate), rel=1e-8)
     assert float(estimated.schur_fraction) == pytest.approx(float(exact.schur_fraction), abs=0.05)
-    assert int(estimated.negative_directions) == pytest.approx(int(exact.negative_directions), abs=3)
+    # nodes are some (L - mu) / num_steps apart, and curvatures nearer to zero than that may be counted on either side
+    spacing = float(dense.L - dense.mu) / 40
+    below = [int(jnp.sum(dense.eigenvalues < side * spacing)) for side in (-1, 1)]
+    assert below[0] - 4 <= int(estimated.negative_directions) <= below[1] + 4
     assert "80 curvatures, known by 1,202 Ritz values" in str(estimated)
 
 
