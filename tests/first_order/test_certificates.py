@@ -102,7 +102,7 @@ MORE = {
     "robust momentum 10": (robust_momentum(0.8, 0.1, 1.0), 0.1),
     "slow heavy ball": (heavy_ball(0.05, 0.5), 0.1),
 }
-# AutoLyap with the conic solver Clarabel, and for memory 0 an independent barrier method: see docs/certificates.md
+# AutoLyap 0.2.1 with the conic solver Clarabel
 PUBLISHED = {
     (0, "Nesterov 2"): 0.366058,
     (0, "Nesterov 10"): 0.751821,
