@@ -17,7 +17,8 @@ import jax
 from benchmarks import certificates, first_order, linalg
 from benchmarks.protocol import Outcome, Row, measure
 
-CASES = {**first_order.CASES, **certificates.CASES, **linalg.CASES}
+GROUPS = {"first_order": first_order.CASES, "certificates": certificates.CASES, "linalg": linalg.CASES}
+CASES = {name: case for cases in GROUPS.values() for name, case in cases.items()}
 
 _LEGEND = """
 ratio: peer time / our time, median of interleaved rounds; CPU ratio: the same of CPU time, over all threads.
@@ -29,18 +30,21 @@ calls with different values. floor: copying our inputs and outputs once, or the 
 def main() -> int:
     """Run the chosen cases; 0 if every row was measured, 1 if one failed or was refused."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ours beside the peers, in one run.")
-    parser.add_argument("case", nargs="*", help="cases to run, or the beginnings of their names; all without one")
+    parser.add_argument(
+        "case", nargs="*", help="cases or groups to run, or the beginnings of their names; all without one"
+    )
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
     parser.add_argument(
-        "--write", type=Path, nargs="+", default=[], metavar="FILE", help="put the tables between the marks in FILE"
+        "--write", type=Path, nargs="+", default=[], metavar="FILE", help="put the tables of whole groups into FILE"
     )
     arguments = parser.parse_args()
     if arguments.list:
         print("\n".join(CASES))
         return 0
-    chosen = [name for name in CASES if not arguments.case or name.startswith(tuple(arguments.case))]
-    unknown = [case for case in arguments.case if not any(name.startswith(case) for name in CASES)]
+    asked = [name for case in arguments.case for name in GROUPS.get(case, (case,))]
+    chosen = [name for name in CASES if not asked or name.startswith(tuple(asked))]
+    unknown = [case for case in asked if not any(name.startswith(case) for name in CASES)]
     if unknown:
         parser.error(f"no case begins with {', '.join(unknown)}; there are {', '.join(CASES)}")
 
@@ -70,13 +74,16 @@ def main() -> int:
         content = {"environment": environment, "cases": cases, "failed": failed}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     about = "\n".join(f"- {key}: {value}" for key, value in environment.items())
-    notes = "\n".join([_LEGEND, *map(_footnote, outcomes)])
-    brief = [row for row in rows if not row.case.endswith(("-1e3", "-1e5", "-1e6"))]
-    short = _table(brief, ("case", "peer", "ratio", "our ms", "peer ms", "our error", "peer error", "notes"))
     dated = f"jax {environment['jax']}, {environment['device']}, {environment['date']}:"
-    for path in arguments.write:
-        _write_between(path, "benchmark table", f"{about}\n\n{_table(rows)}\n{notes}")
-        _write_between(path, "benchmark summary", f"{dated}\n\n{short}")
+    whole = {group: cases for group, cases in GROUPS.items() if set(cases) <= set(chosen)}
+    for group, cases in whole.items():
+        table = [row for row in rows if row.case in cases]
+        notes = "\n".join([_LEGEND, *(_footnote(outcome) for outcome in outcomes if outcome.case in cases)])
+        brief = [row for row in table if not row.case.endswith(("-1e3", "-1e6"))]
+        short = _table(brief, ("case", "peer", "ratio", "our ms", "peer ms", "our error", "peer error", "notes"))
+        for path in arguments.write:
+            _write_between(path, f"benchmark table: {group}", f"{about}\n\n{_table(table)}\n{notes}")
+            _write_between(path, f"benchmark summary: {group}", f"{dated}\n\n{short}")
     return int(any(row.verdict in ("failed", "refused") for row in rows))
 
 

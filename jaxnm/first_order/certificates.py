@@ -14,6 +14,7 @@ from jaxnm.first_order.methods import check_curvatures, curvatures_valid
 from jaxnm.first_order.rates import quadratic_rate
 from jaxnm.first_order.state_space import StateSpace
 from jaxnm.linalg import einsum, lmi
+from jaxnm.linalg.blocks import map_blocks
 from jaxnm.status import Status, first_failing
 
 _SOLVES = 24  # the most trial rates
@@ -266,8 +267,8 @@ def _batchable(memory: int) -> Any:
 
     @jax.custom_batching.custom_vmap
     def batch(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[Array, ...]) -> _Certified:
-        few, many = (partial(_in_chunks, memory=memory, members=members) for members in (_CPU_MEMBERS, _MEMBERS))
-        return jax.lax.platform_dependent(method, mu, L, lowest, basis, cpu=few, default=many)
+        operands = (method, mu, L, lowest, basis)
+        return map_blocks(partial(_chunk, memory=memory), operands, cpu=_CPU_MEMBERS, other=_MEMBERS)
 
     @batch.def_vmap
     def rule(axis_size: int, in_batched: Any, *problem: Any) -> tuple[_Certified, Any]:
@@ -283,22 +284,6 @@ def _batchable(memory: int) -> Any:
         return jax.tree.map(lambda leaf: leaf[0], certified)
 
     return one
-
-
-def _in_chunks(
-    method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[Array, ...], memory: int, members: int
-) -> _Certified:
-    size = mu.shape[0]
-    members = max(1, min(size, members))
-    count = -(-size // members)
-
-    def split(array: Array) -> Array:
-        padded = jnp.pad(array, ((0, count * members - size), *((0, 0),) * (array.ndim - 1)), mode="edge")
-        return padded.reshape(count, members, *array.shape[1:])
-
-    chunks = jax.tree.map(split, (method, mu, L, lowest, basis))
-    certified = jax.lax.map(lambda chunk: _chunk(*chunk, memory=memory), chunks)
-    return jax.tree.map(lambda leaf: leaf.reshape(count * members, *leaf.shape[2:])[:size], certified)
 
 
 # ----------------------------------------------------------------------------------------------------- the search

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int32
 
 from jaxnm import arguments
+from jaxnm.linalg.blocks import map_blocks
 from jaxnm.status import Status, first_failing
 
 _BISECTIONS = 10  # of a step length
@@ -146,25 +147,11 @@ def maximize_margin(
 @partial(jax.jit, static_argnums=3)
 def _solve(blocks: tuple[Array, ...], scalars: Array, tolerance: Array, max_steps: int) -> MarginSolution:
     """Members [N, ...]; on a CPU in chunks that stay in the cache of a core."""
-    few, many = (partial(_in_chunks, max_steps=max_steps, num_bytes=size) for size in (_CPU_BYTES, _BYTES))
-    return jax.lax.platform_dependent(blocks, scalars, tolerance, cpu=few, default=many)
-
-
-def _in_chunks(
-    blocks: tuple[Array, ...], scalars: Array, tolerance: Array, max_steps: int, num_bytes: int
-) -> MarginSolution:
-    size = scalars.shape[0]
-    bytes_a_member = sum(leaf.size * leaf.dtype.itemsize for leaf in (*blocks, scalars)) // max(size, 1)
-    members = max(1, min(size, num_bytes // max(bytes_a_member, 1)))
-    count = -(-size // members)
-
-    def split(array: Array) -> Array:
-        padded = jnp.pad(array, ((0, count * members - size), *((0, 0),) * (array.ndim - 1)), mode="edge")
-        return padded.reshape(count, members, *array.shape[1:])
-
-    solve = lambda chunk: _chunk(chunk[0], chunk[1], tolerance, max_steps)
-    solution = jax.lax.map(solve, jax.tree.map(split, (blocks, scalars)))
-    return jax.tree.map(lambda leaf: leaf.reshape(count * members, *leaf.shape[2:])[:size], solution)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in (*blocks, scalars))
+    bytes_a_member = max(1, total // max(scalars.shape[0], 1))
+    cpu, other = (max(1, num_bytes // bytes_a_member) for num_bytes in (_CPU_BYTES, _BYTES))
+    solve_chunk = lambda blocks, scalars: _chunk(blocks, scalars, tolerance, max_steps)
+    return map_blocks(solve_chunk, (blocks, scalars), cpu=cpu, other=other)
 
 
 def _chunk(blocks: tuple[Array, ...], scalars: Array, tolerance: Array, max_steps: int) -> MarginSolution:

@@ -5,14 +5,21 @@ many, and often defective, so this is the textbook algorithm in plain `lax`: red
 complex QR steps with Wilkinson's shift by plane rotations; n = 2 in closed form.
 """
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Complex, Num
 
 from jaxnm import arguments
+from jaxnm.linalg.blocks import map_blocks
 from jaxnm.linalg.factorizations import einsum, matmul, solve
 
+# A CPU works through a large batch in blocks of this many bytes, nearly twice as fast as all at once for n >= 3.
+_BLOCK_BYTES = 1_000_000
 _STEPS_PER_EIGENVALUE = 30
 _STEPS_BEFORE_EXCEPTIONAL_SHIFT = 10
 
@@ -108,7 +115,14 @@ def left_eigenvectors(form: SchurForm) -> Complex[Array, "*batch n n"]:
 @jax.jit
 def _schur(matrix: Array) -> SchurForm:
     matrix = jax.lax.stop_gradient(matrix).astype(arguments.complex_dtype(matrix.dtype))
-    return SchurForm(*jnp.vectorize(_schur_member, signature="(n,n)->(n,n),(n,n),()")(matrix))
+    return SchurForm(*_over_members(_schur_member, matrix))
+
+
+def _over_members(function: Callable[[Array], Any], matrix: Array) -> Any:
+    batch, n = matrix.shape[:-2], matrix.shape[-1]
+    members = max(1, _BLOCK_BYTES // (n * n * matrix.dtype.itemsize))
+    mapped = map_blocks(jax.vmap(function), (matrix.reshape(math.prod(batch), n, n),), cpu=members)
+    return jax.tree.map(lambda leaf: leaf.reshape(batch + leaf.shape[1:]), mapped)
 
 
 def _schur_member(matrix: Array) -> tuple[Array, Array, Array]:
@@ -375,7 +389,7 @@ def _eigenvalues_member_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tu
 
 @jax.jit
 def _eigenvalues(matrix: Array) -> Array:
-    return jnp.vectorize(_eigenvalues_member, signature="(n,n)->(n)")(matrix)
+    return _over_members(_eigenvalues_member, matrix)
 
 
 @jax.jit

@@ -1,7 +1,7 @@
 """The Stein (discrete Lyapunov) equation by doubling."""
 
 import math
-from functools import partial, reduce
+from functools import reduce
 
 import flax.struct
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Inexact, Int32, Num
 
 from jaxnm import arguments
+from jaxnm.linalg.blocks import map_blocks
 from jaxnm.linalg.factorizations import einsum
 from jaxnm.status import Status, first_failing
 
@@ -81,24 +82,10 @@ def _solve(a: Array, q: Array) -> SteinSolution:
     batch = jnp.broadcast_shapes(a.shape[:-2], q.shape[:-2])
     a = jnp.broadcast_to(a, batch + a.shape[-2:])
     q = jnp.broadcast_to(q, batch + q.shape[-2:])
+    flat = tuple(matrix.reshape(math.prod(batch), *matrix.shape[-2:]) for matrix in (a, q))
     members = max(1, _BLOCK_BYTES // (a.shape[-1] ** 2 * a.dtype.itemsize))
-    if math.prod(batch) <= members:
-        return _solve_block(a, q)
-    return jax.lax.platform_dependent(a, q, cpu=partial(_solve_in_blocks, members=members), default=_solve_block)
-
-
-def _solve_in_blocks(a: Array, q: Array, members: int) -> SteinSolution:
-    """The same work in blocks of `members` that stay in the cache of one core."""
-    batch, n = a.shape[:-2], a.shape[-1]
-    size = math.prod(batch)
-    count = -(-size // members)
-
-    def split(matrix: Array) -> Array:
-        flat = jnp.pad(matrix.reshape(size, n, n), ((0, count * members - size), (0, 0), (0, 0)))
-        return flat.reshape(count, members, n, n)
-
-    solution = jax.lax.map(lambda block: _solve_block(*block), (split(a), split(q)))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size].reshape(batch + leaf.shape[2:]), solution)
+    solution = map_blocks(_solve_block, flat, cpu=members)
+    return jax.tree.map(lambda leaf: leaf.reshape(batch + leaf.shape[1:]), solution)
 
 
 def _solve_block(a: Array, q: Array) -> SteinSolution:
