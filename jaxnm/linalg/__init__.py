@@ -3,8 +3,9 @@
 `factorizations`: LAPACK behind a guard (a matrix with inf or NaN returns NaN and never hangs), and products in full
 precision. `stein`: the discrete Lyapunov equation by doubling. `schur`: the complex Schur form of small matrices, and
 their eigenvalues with derivatives, where LAPACK is not at hand. `lanczos`: the ends and the density of the spectrum of
-a large symmetric operator that is known by its products. `lmi`: small linear matrix inequalities. Everything is batched
-over leading axes, works under `jit`, `vmap`, `jvp` and `vjp`, and lowers to CPU, CUDA and TPU.
+a large symmetric operator that is known by its products. `krylov`: linear systems with such an operator. `transforms`:
+cosine, sine and Hartley transforms. `lmi`: small linear matrix inequalities. Everything is batched over leading axes,
+works under `jit`, `vmap`, `jvp` and `vjp`, and lowers to CPU, CUDA and TPU.
 """
 
 from jaxnm.linalg.extreme_eigenvalues import ExtremeEigenvalues as ExtremeEigenvalues
@@ -20,6 +21,9 @@ from jaxnm.linalg.factorizations import qr as qr
 from jaxnm.linalg.factorizations import safe_norm as safe_norm
 from jaxnm.linalg.factorizations import solve as solve
 from jaxnm.linalg.factorizations import svd as svd
+from jaxnm.linalg.krylov import KrylovSolution as KrylovSolution
+from jaxnm.linalg.krylov import conjugate_gradient as conjugate_gradient
+from jaxnm.linalg.krylov import minres as minres
 from jaxnm.linalg.lanczos import Tridiagonalization as Tridiagonalization
 from jaxnm.linalg.lanczos import lanczos as lanczos
 from jaxnm.linalg.lmi import MarginSolution as MarginSolution
@@ -35,3 +39,8 @@ from jaxnm.linalg.spectral_density import spectral_density as spectral_density
 from jaxnm.linalg.spectral_density import trace_of_function as trace_of_function
 from jaxnm.linalg.stein import SteinSolution as SteinSolution
 from jaxnm.linalg.stein import solve_discrete_lyapunov as solve_discrete_lyapunov
+from jaxnm.linalg.transforms import dct as dct
+from jaxnm.linalg.transforms import dst as dst
+from jaxnm.linalg.transforms import hartley as hartley
+from jaxnm.linalg.transforms import idct as idct
+from jaxnm.linalg.transforms import idst as idst

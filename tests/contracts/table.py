@@ -90,6 +90,12 @@ def _smoothed_density(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return function, (jnp.asarray([2.0, 4.0], dtype), jnp.asarray(0.7, dtype))
 
 
+def _krylov(name: str) -> Row:
+    """Three steps end at rounding, whatever the tolerance; the null space is another path and has its own tests."""
+    solve = lambda a, b: getattr(linalg, name)(lambda v: linalg.matmul(a, v), b, rtol=1e-15)
+    return Row(f"linalg.{name}", _of(solve, lambda d: _positive(d, 3), lambda d: _matrix(d, 3)))
+
+
 def _largest_margin(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """P and P - a^T P a."""
     basis = jnp.asarray([[[1, 0], [0, 0]], [[0, 1], [1, 0]], [[0, 0], [0, 1]]], a.dtype)
@@ -198,6 +204,12 @@ ROWS = [
     Row(
         "linalg.solve_discrete_lyapunov",
         _of(linalg.solve_discrete_lyapunov, lambda d: 0.3 * _matrix(d, 2, 2), lambda d: _positive(d, 2)),
+    ),
+    _krylov("minres"),
+    _krylov("conjugate_gradient"),
+    *(
+        Row(f"linalg.{name}", _of(getattr(linalg, name), lambda d: _matrix(d, 2, 6)))
+        for name in ("dct", "idct", "dst", "idst", "hartley")
     ),
     Row("trees.all_finite", _of(lambda x: trees.all_finite({"x": x}), lambda d: _matrix(d, 3)), _DISCRETE),
     Row("trees.is_floating", _of(trees.is_floating, lambda d: _matrix(d, 3)), _DISCRETE, _HOST),

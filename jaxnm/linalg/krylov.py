@@ -1,0 +1,491 @@
+"""Large symmetric linear systems by their products: conjugate gradients, and MINRES for indefinite ones."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import lineax
+import optax
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float, Int32
+
+from jaxnm import arguments
+from jaxnm.linalg.lanczos import Operator, checked_operator, dimension_of, divide, frozen_operator, norm, shapes_of
+from jaxnm.status import Status, first_failing
+from jaxnm.trees import all_finite, check_same_structure
+
+_RUNNING = -1  # beside the codes of Status
+_ROUNDING = 10  # eps times the largest modulus seen: a curvature or a coupling below this is zero
+
+
+@flax.struct.dataclass
+class KrylovSolution:
+    """Solution of `A x = right` by products with A."""
+
+    x: Any
+    """Like `right`. NaN where an input or the result is not finite, else the last iterate, also after a failure."""
+    num_steps: Int32[Array, ""]
+    """Steps taken, a product and an application of the preconditioner each."""
+    residual_norm: Float[Array, ""]
+    """|right - A x|, computed from x and not by recurrence; `right` without its part in the null space."""
+    status: Int32[Array, ""]
+    """OK, NONFINITE_INPUT, OUT_OF_RANGE, NONFINITE_RESULT, NOT_SYMMETRIC, NOT_CONVERGED or INACCURATE."""
+
+
+def minres(
+    operator: Operator | lineax.AbstractLinearOperator,
+    right: Any,
+    *,
+    preconditioner: Operator | lineax.AbstractLinearOperator | None = None,
+    initial: Any = None,
+    null_space: list[Any] | tuple[Any, ...] | None = None,
+    rtol: ArrayLike | None = None,
+    max_steps: ArrayLike | None = None,
+) -> KrylovSolution:
+    """Solve `A x = right` for symmetric A, definite or not, by the iterates of least residual.
+
+    Args:
+      operator: product with A, from a pytree to one of the same structure, linear and symmetric. A
+        `jax.tree_util.Partial` carries data as traced leaves, so that new data do not recompile; a function may close
+        over tracers. A lineax operator is used by its `mv`.
+      right: pytree of float32 arrays, or of float64 arrays; d numbers in all.
+      preconditioner: product with an approximation to the inverse of |A|, symmetric positive definite.
+      initial: where to start, like `right`; zero by default.
+      null_space: list of vectors like `right` that span the null space of A, where it has one. `right` is then
+        projected onto the range of A, and x is the solution that is orthogonal to the null space.
+      rtol: stop when the residual, by recurrence and in the norm of the preconditioner, is this share of that at the
+        start; in [0, 1), default 1e-10 in float64 and 1e-5 in float32. Below eps it counts as eps.
+      max_steps: the most steps, default min(10 d, 10,000).
+
+    Returns:
+      `KrylovSolution(x, num_steps, residual_norm, status)`.
+
+    Raises:
+      TypeError: leaves that are not all float32 or all float64, or products of another dtype. ValueError: trees or
+        products of another structure, rtol outside [0, 1), or max_steps below 0.
+
+    Status:
+      NONFINITE_INPUT: an argument, or the product with `right`, is not finite. OUT_OF_RANGE: the preconditioner is not
+      positive definite, or a traced rtol is out of its range. NONFINITE_RESULT: a later product is not finite (x is NaN
+      in this and the first). NOT_SYMMETRIC: x^T (A right) and right^T (A x) differ beyond sqrt(eps). NOT_CONVERGED:
+      more steps are needed. INACCURATE: the iteration ended, and `right - A x` is above ten times rtol and sqrt(eps),
+      as where A is singular and `right` is not in its range, or in a system too ill-conditioned for the dtype.
+
+    Cost: a product a step and two or three besides, memory of eight vectors. Differentiable to every order in `right`,
+    in what the operator depends on and in `null_space`, by one more system with the same operator and not through the
+    loop; the derivative in `initial`, `preconditioner` and `rtol` is zero. In a batch each member stops on its own.
+    Source: C. C. Paige, M. A. Saunders, SIAM J. Numer. Anal. 12 (1975), 617-629.
+
+    Example:
+      >>> solution = minres(lambda v: jnp.array([2.0, -4.0]) * v, jnp.array([2.0, 4.0]))
+      >>> solution.x.round(4), int(solution.num_steps)
+      (Array([ 1., -1.], dtype=float32), 2)
+    """
+    return _checked("minres", operator, right, preconditioner, initial, null_space, rtol, max_steps)
+
+
+def conjugate_gradient(
+    operator: Operator | lineax.AbstractLinearOperator,
+    right: Any,
+    *,
+    preconditioner: Operator | lineax.AbstractLinearOperator | None = None,
+    initial: Any = None,
+    null_space: list[Any] | tuple[Any, ...] | None = None,
+    rtol: ArrayLike | None = None,
+    max_steps: ArrayLike | None = None,
+) -> KrylovSolution:
+    """Solve `A x = right` for symmetric positive (semi)definite A, by the iterates of least error in its norm.
+
+    Args:
+      operator: as in `minres`, positive definite, or semidefinite with its `null_space` given.
+      right: as in `minres`.
+      preconditioner: as in `minres`.
+      initial: as in `minres`.
+      null_space: as in `minres`.
+      rtol: as in `minres`.
+      max_steps: as in `minres`.
+
+    Returns:
+      `KrylovSolution(x, num_steps, residual_norm, status)`.
+
+    Raises:
+      TypeError, ValueError: as `minres`.
+
+    Status:
+      As `minres`, and OUT_OF_RANGE: a direction of negative curvature was met (x is the iterate before it).
+
+    Cost: a product a step and two or three besides, memory of four vectors. Differentiable as `minres`.
+    Source: M. R. Hestenes, E. Stiefel, J. Res. Nat. Bur. Standards 49 (1952), 409-436.
+
+    Example:
+      >>> solution = conjugate_gradient(lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 4.0]))
+      >>> solution.x.round(4), int(solution.num_steps)
+      (Array([1., 1.], dtype=float32), 2)
+    """
+    return _checked("conjugate_gradient", operator, right, preconditioner, initial, null_space, rtol, max_steps)
+
+
+def _product(operator: lineax.AbstractLinearOperator, vector: Any) -> Any:
+    return operator.mv(vector)
+
+
+def _as_function(operator: Any) -> Operator:
+    if not isinstance(operator, lineax.AbstractLinearOperator):
+        return operator
+    # those made of a function carry a program among their leaves, which is no traced argument
+    arrays = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(operator))
+    return Partial(_product, operator) if arrays else lambda vector: operator.mv(vector)
+
+
+def _checked(
+    name: str,
+    operator: Any,
+    right: Any,
+    preconditioner: Any,
+    initial: Any,
+    null_space: list[Any] | tuple[Any, ...] | None,
+    rtol: ArrayLike | None,
+    max_steps: ArrayLike | None,
+) -> KrylovSolution:
+    like = shapes_of(name, "right", right)
+    dtype = jax.tree.leaves(like)[0].dtype
+    if null_space is not None and not isinstance(null_space, list | tuple):
+        got = f"a {type(null_space).__name__}"
+        arguments.refuse(name, "null_space", got, "a list of vectors", "pass [vector]", error=TypeError)
+    for argument, vectors in (("initial", [] if initial is None else [initial]), ("null_space", null_space or [])):
+        for vector in vectors:
+            check_same_structure(name, right=like, **{argument: vector})
+            other = jax.tree.leaves(shapes_of(name, argument, vector))[0].dtype
+            if other != dtype:
+                got, expected = f"of dtype {other}", f"{dtype}, that of right"
+                arguments.refuse(name, argument, got, expected, "cast one of them", error=TypeError)
+    if rtol is None:
+        rtol = 1e-10 if dtype == jnp.float64 else 1e-5
+    arguments.check_number(name, "rtol", rtol, "in [0, 1)", lambda value: 0 <= value < 1, "try 1e-6")
+    if max_steps is None:
+        max_steps = min(10 * dimension_of(like), 10_000)
+    if not isinstance(max_steps, jax.Array):
+        arguments.check_count(name, "max_steps", max_steps)
+    operators = [
+        None if function is None else checked_operator(name, _as_function(function), like)
+        for function in (operator, preconditioner)
+    ]
+    right, initial, null_space = jax.tree.map(jnp.asarray, (right, initial, list(null_space or [])))
+    steps = jnp.asarray(max_steps, jnp.int32)
+    return _solve(name, *operators, right, initial, null_space, jnp.asarray(rtol, dtype), steps)
+
+
+@partial(jax.jit, static_argnums=0)
+def _solve(
+    name: str,
+    operator: Partial,
+    preconditioner: Partial | None,
+    right: Any,
+    initial: Any,
+    null_space: list[Any],
+    rtol: Array,
+    max_steps: Array,
+) -> KrylovSolution:
+    eps, detached = jnp.finfo(rtol.dtype).eps, jax.lax.stop_gradient
+    frozen = frozen_operator(operator, right)
+    precondition = (lambda vector: vector) if preconditioner is None else frozen_operator(preconditioner, right)
+    finite = all_finite((right, initial, null_space))
+    project = partial(_without, _orthonormal(null_space))
+    right = project(right)
+    length = norm(detached(right))
+    image = frozen(detached(right))
+    finite &= all_finite(image)
+    size_of_operator = norm(image) / jnp.where(length > 0, length, 1)
+    size_of_operator = jnp.where((size_of_operator > 0) & jnp.isfinite(size_of_operator), size_of_operator, 1)
+    system = operator
+    if null_space:
+        # not singular, and of the size of A in the null space: then the derivative stays orthogonal to it as well
+        system = partial(_shifted, operator, project, size_of_operator)
+        precondition = partial(_shifted, precondition, project, jnp.ones_like(length))
+    start = right
+    if initial is not None:
+        initial = project(detached(initial))
+        start = optax.tree.sub(right, system(initial))
+
+    loop = minres_loop if name == "minres" else conjugate_gradient_loop
+
+    # The figures travel as unknowns of an identity: `has_aux` would batch them, and so the status and x, wherever
+    # tangents are batched, which jax.jacfwd refuses. Zero times the sum of all leaves gives each leaf a tangent, or a
+    # cotangent, where one has it: the rules of custom_linear_solve know no mixture.
+    def linked(tree: Any) -> Any:
+        total = 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
+        return jax.tree.map(lambda leaf: leaf + total, tree)
+
+    def solve(_: Any, b: Any) -> Any:
+        x, figures = _refined(loop, system, precondition, size_of_operator, b[0], jnp.maximum(rtol, eps), max_steps)
+        return x, jnp.stack(figures).astype(rtol.dtype)
+
+    extended = lambda pair: linked((system(pair[0]), pair[1]))
+    extended_right = linked((start, jnp.zeros(2, rtol.dtype)))
+    x, figures = linked(jax.lax.custom_linear_solve(extended, extended_right, solve, symmetric=True))
+    num_steps, code = detached(figures).astype(jnp.int32)
+    x = project(x if initial is None else optax.tree.add(initial, x))
+
+    # what came out, by products with the solution; all relative to |right|, so that squares do not overflow
+    unit = lambda tree: divide(tree, jnp.where(length > 0, length, 1))
+    residual, found = detached(optax.tree.sub(detached(right), frozen(detached(x)))), detached(x)
+    size = lambda tree: jnp.abs(optax.tree.vdot(unit(tree), precondition(unit(tree))))
+    reference = jnp.maximum(size(detached(right)), size(detached(start)))
+    accurate = size(residual) <= jnp.maximum(10 * rtol, math.sqrt(eps)) ** 2 * reference
+    reach = norm(found)
+    found = divide(found, jnp.where(reach > 0, reach, 1))
+    image, product = unit(image), divide(optax.tree.sub(detached(right), residual), jnp.where(reach > 0, reach, 1))
+    asymmetry = optax.tree.vdot(found, image) - optax.tree.vdot(unit(detached(right)), product)
+    asymmetric = jnp.abs(asymmetry) > math.sqrt(eps) * (norm(image) + norm(product))
+    status = first_failing(
+        (~finite, Status.NONFINITE_INPUT),
+        (~((rtol >= 0) & (rtol < 1)) | (code == Status.OUT_OF_RANGE), Status.OUT_OF_RANGE),
+        ((code == Status.NONFINITE_RESULT) | ~all_finite(x), Status.NONFINITE_RESULT),
+        (asymmetric, Status.NOT_SYMMETRIC),
+        (code == Status.NOT_CONVERGED, Status.NOT_CONVERGED),
+        (~accurate, Status.INACCURATE),
+    )
+    usable = (status != jnp.int32(Status.NONFINITE_INPUT)) & (status != jnp.int32(Status.NONFINITE_RESULT))
+    x = jax.tree.map(lambda leaf: arguments.nan_unless(leaf, usable, leaf.ndim), x)
+    return KrylovSolution(x, num_steps, arguments.nan_unless(norm(residual), usable), status)
+
+
+def _orthonormal(vectors: list[Any]) -> list[Any]:
+    """Gram-Schmidt, twice; a vector that depends on those before it becomes zero."""
+    basis: list[Any] = []
+    for vector in vectors:
+        length = jax.lax.stop_gradient(norm(vector))
+        vector = divide(vector, jnp.where(length > 0, length, 1))
+        vector = _without(basis, _without(basis, vector))
+        square = jnp.asarray(optax.tree.vdot(vector, vector))
+        new = square > (100 * jnp.finfo(square.dtype).eps) ** 2
+        basis.append(optax.tree.scale(jnp.where(new, 1 / jnp.sqrt(jnp.where(new, square, 1)), 0), vector))
+    return basis
+
+
+def _without(basis: list[Any], vector: Any) -> Any:
+    """The vector without its parts along the vectors of an orthonormal basis."""
+    for direction in basis:
+        vector = optax.tree.add_scale(vector, -optax.tree.vdot(direction, vector), direction)
+    return vector
+
+
+def _shifted(operator: Operator, project: Operator, shift: Array, vector: Any) -> Any:
+    """The operator between projections, and `shift` times the identity in what they remove."""
+    inside = project(vector)
+    return optax.tree.add_scale(project(operator(inside)), shift, optax.tree.sub(vector, inside))
+
+
+# --------------------------------------------------------------------------------------------------------- the loops
+
+
+class _Pass(NamedTuple):
+    x: Any
+    residual: Any
+    size: Array
+    """Of the residual, in the norm of the preconditioner."""
+    num_steps: Array
+    code: Array
+    more: Array
+
+
+def _refined(
+    loop: Callable[..., Any],
+    operator: Operator,
+    precondition: Operator,
+    size_of_operator: Array,
+    right: Any,
+    rtol: Array,
+    max_steps: Array,
+) -> tuple[Any, tuple[Array, Array]]:
+    """(x, (num_steps, code)): the loop, again from the true residual while rounding keeps that above the tolerance.
+
+    The recurrence of MINRES loses up to the square of the condition. Right-hand side and operator are scaled to size 1.
+    """
+    length = norm(right)
+    right = divide(right, jnp.where((length > 0) & jnp.isfinite(length), length, 1))
+    scaled = lambda vector: divide(operator(vector), size_of_operator)
+    size = lambda vector: jnp.sqrt(jnp.abs(optax.tree.vdot(vector, precondition(vector))))
+    first = size(right)
+
+    def again(state: _Pass) -> _Pass:
+        share = rtol * first / jnp.where(state.size > 0, state.size, 1)
+        step, num_steps, code = loop(scaled, precondition, state.residual, share, max_steps - state.num_steps)
+        x = optax.tree.add(state.x, step)
+        residual = optax.tree.sub(right, scaled(x))
+        reached, num_steps = size(residual), state.num_steps + num_steps
+        better = (state.num_steps == 0) | (reached < state.size)
+        keep = lambda new, old: jax.tree.map(lambda new, old: jnp.where(better, new, old), new, old)
+        ended = (code == Status.OK) | (code == Status.INACCURATE)
+        more = ended & (reached > 10 * rtol * first) & (reached < state.size / 2) & (num_steps < max_steps)
+        return _Pass(
+            keep(x, state.x), keep(residual, state.residual), keep(reached, state.size), num_steps,
+            keep(code, state.code), more,
+        )  # fmt: skip
+
+    state = _Pass(optax.tree.zeros_like(right), right, first, jnp.int32(0), jnp.int32(0), jnp.array(True))
+    state = jax.lax.while_loop(lambda state: state.more, again, state)
+    # a length that is not finite makes NaN: of a failed member also in the derivative
+    return optax.tree.scale(length / size_of_operator, state.x), (state.num_steps, state.code)
+
+
+def _code(num_steps: Array, max_steps: Array, converged: Array, *failures: tuple[Array, Status]) -> Array:
+    """Whether to go on: the first failure, then OK, then NOT_CONVERGED, or _RUNNING."""
+    code = jnp.where(num_steps < max_steps, jnp.int32(_RUNNING), jnp.int32(Status.NOT_CONVERGED))
+    code = jnp.where(converged, jnp.int32(Status.OK), code)
+    for condition, status in reversed(failures):
+        code = jnp.where(condition, jnp.int32(status), code)
+    return code
+
+
+def _start(precondition: Operator, right: Any, max_steps: Array) -> tuple[Any, Array, Array]:
+    """(the right-hand side preconditioned, its product with that, the code)."""
+    length = norm(right)
+    usable = (length > 0) & jnp.isfinite(length)
+    preconditioned = precondition(right)
+    square = jnp.asarray(optax.tree.vdot(right, preconditioned))
+    wrong = usable & ~(square > 0)
+    failures = ((wrong & ~jnp.isfinite(square), Status.NONFINITE_RESULT), (wrong, Status.OUT_OF_RANGE))
+    return preconditioned, square, _code(jnp.int32(0), max_steps, ~usable, *failures)
+
+
+def _advanced(x: Any, step: Array, direction: Any, good: Array) -> Any:
+    return jax.tree.map(lambda x, direction: jnp.where(good, x + step * direction, x), x, direction)
+
+
+class _Descent(NamedTuple):
+    x: Any
+    residual: Any
+    direction: Any
+    square: Array
+    """Of the residual, in the norm of the preconditioner."""
+    largest: Array
+    """Modulus of a curvature so far."""
+    num_steps: Array
+    code: Array
+
+
+def conjugate_gradient_loop(
+    operator: Operator, precondition: Operator, right: Any, rtol: Array, max_steps: Array
+) -> tuple[Any, Array, Array]:
+    direction, square, code = _start(precondition, right, max_steps)
+    goal, eps = rtol**2 * square, jnp.finfo(rtol.dtype).eps
+
+    def step(state: _Descent) -> _Descent:
+        image = operator(state.direction)
+        curvature, scale = (jnp.asarray(optax.tree.vdot(state.direction, other)) for other in (image, state.direction))
+        largest = jnp.maximum(state.largest, jnp.abs(curvature) / scale)
+        rounding = _ROUNDING * eps * largest * scale
+        good = curvature > rounding
+        share = state.square / jnp.where(good, curvature, 1)
+        x = _advanced(state.x, share, state.direction, good)
+        residual = optax.tree.add_scale(state.residual, -share, image)
+        preconditioned = precondition(residual)
+        square = jnp.asarray(optax.tree.vdot(residual, preconditioned))
+        code = _code(
+            state.num_steps + 1,
+            max_steps,
+            jnp.abs(square) <= goal,
+            (~jnp.isfinite(curvature), Status.NONFINITE_RESULT),
+            (curvature < -rounding, Status.OUT_OF_RANGE),
+            (~good, Status.INACCURATE),
+            (~jnp.isfinite(square), Status.NONFINITE_RESULT),
+            (square < -goal, Status.OUT_OF_RANGE),
+        )
+        direction = optax.tree.add_scale(preconditioned, square / state.square, state.direction)
+        return _Descent(x, residual, direction, square, largest, state.num_steps + 1, code)
+
+    zero = optax.tree.zeros_like(right)
+    state = _Descent(zero, right, direction, square, jnp.zeros_like(square), jnp.int32(0), code)
+    state = jax.lax.while_loop(lambda state: state.code == _RUNNING, step, state)
+    return state.x, state.num_steps, state.code
+
+
+class _Rotation(NamedTuple):
+    x: Any
+    before: Any
+    """Lanczos vector before the current one, times `beta_before`."""
+    current: Any
+    """Lanczos vector, times `beta`."""
+    preconditioned: Any
+    """The same, preconditioned."""
+    directions: tuple[Any, Any]
+    """Of the last two steps."""
+    beta_before: Array
+    beta: Array
+    cosine: Array
+    sine: Array
+    """Of the last plane rotation."""
+    corner: Array
+    """Entry of the rotated tridiagonal matrix that the next rotation changes."""
+    fill: Array
+    """Its entry two above the diagonal."""
+    residual: Array
+    """Norm, by recurrence."""
+    largest: Array
+    """Norm of a column of the tridiagonal matrix so far."""
+    num_steps: Array
+    code: Array
+
+
+def minres_loop(
+    operator: Operator, precondition: Operator, right: Any, rtol: Array, max_steps: Array
+) -> tuple[Any, Array, Array]:
+    preconditioned, square, code = _start(precondition, right, max_steps)
+    eps = jnp.finfo(rtol.dtype).eps
+    first = jnp.sqrt(jnp.maximum(square, 0))
+    # of a vector of norm one in the inverse preconditioner, which is the norm that bounds on x need
+    unit = norm(preconditioned) / jnp.where(first > 0, first, 1)
+
+    def step(state: _Rotation) -> _Rotation:
+        vector = divide(state.preconditioned, state.beta)
+        following = optax.tree.add_scale(operator(vector), -state.beta / state.beta_before, state.before)
+        alpha = jnp.asarray(optax.tree.vdot(vector, following))
+        following = optax.tree.add_scale(following, -alpha / state.beta, state.current)
+        preconditioned = precondition(following)
+        square = jnp.asarray(optax.tree.vdot(following, preconditioned))
+        beta = jnp.sqrt(jnp.maximum(square, 0))
+        inherited = jnp.where(state.num_steps > 0, state.beta, 0)
+        largest = jnp.maximum(state.largest, jnp.sqrt(inherited**2 + alpha**2 + beta**2))
+        rounding = _ROUNDING * eps * largest
+        beta = jnp.where(beta > rounding, beta, 0)  # the Krylov space is exhausted
+
+        above = state.cosine * state.corner + state.sine * alpha
+        diagonal = state.sine * state.corner - state.cosine * alpha
+        fill, corner = state.sine * beta, -state.cosine * beta
+        pivot = jnp.sqrt(diagonal**2 + beta**2)
+        good = pivot > rounding
+        divisor = jnp.where(good, pivot, 1)
+        cosine, sine = diagonal / divisor, beta / divisor
+        older, old = state.directions
+        direction = jax.tree.map(
+            lambda vector, older, old: (vector - state.fill * older - above * old) / divisor, vector, older, old
+        )
+        x = _advanced(state.x, cosine * state.residual, direction, good)
+        residual = jnp.where(good, sine * state.residual, state.residual)
+        code = _code(
+            state.num_steps + 1,
+            max_steps,
+            residual <= rtol * first,
+            (~jnp.isfinite(alpha + square), Status.NONFINITE_RESULT),
+            (square < -eps * largest**2, Status.OUT_OF_RANGE),
+            # A annihilates what is left, or x has grown so that its rounding errors are as large
+            (~good | (jnp.sqrt(diagonal**2 + corner**2) <= rounding), Status.INACCURATE),
+            (eps * largest * norm(x) >= residual * unit, Status.INACCURATE),
+        )
+        return _Rotation(
+            x, state.current, following, preconditioned, (old, direction), state.beta, beta, cosine, sine, corner, fill,
+            residual, largest, state.num_steps + 1, code,
+        )  # fmt: skip
+
+    zero, none, one = optax.tree.zeros_like(right), jnp.zeros_like(first), jnp.ones_like(first)
+    state = _Rotation(
+        zero, zero, right, preconditioned, (zero, zero), one, first, -one, none, none, none, first, none,
+        jnp.int32(0), code,
+    )  # fmt: skip
+    state = jax.lax.while_loop(lambda state: state.code == _RUNNING, step, state)
+    return state.x, state.num_steps, state.code

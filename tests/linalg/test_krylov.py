@@ -1,0 +1,310 @@
+"""MINRES and conjugate gradients against dense solves, scipy's step counts, and the bounds of exact arithmetic."""
+
+import jax
+import jax.numpy as jnp
+import lineax
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+from jax.flatten_util import ravel_pytree
+from jax.test_util import check_grads
+from jax.tree_util import Partial
+
+from jaxnm import Status, linalg
+from jaxnm.linalg import conjugate_gradient, minres
+
+BOTH = pytest.mark.parametrize("solver", [minres, conjugate_gradient])
+EPS = np.finfo(float).eps
+
+
+def _with_eigenvalues(values, seed=0):
+    q = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values), len(values))))[0]
+    matrix = (q * np.asarray(values)) @ q.T
+    return (matrix + matrix.T) / 2, q
+
+
+def _vector(n, seed=1):
+    return np.random.default_rng(seed).normal(size=n)
+
+
+def _operator(matrix, dtype=None):
+    return Partial(linalg.matmul, jnp.asarray(matrix, dtype))
+
+
+def _relative(found, expected):
+    return np.linalg.norm(np.asarray(found, float) - expected) / np.linalg.norm(expected)
+
+
+DEFINITE = np.linspace(1, 100, 60)
+INDEFINITE = np.linspace(-50, 100, 60) + 0.3
+
+
+@pytest.mark.parametrize(
+    ("solver", "values"),
+    [(conjugate_gradient, DEFINITE), (minres, DEFINITE), (minres, INDEFINITE), (minres, -DEFINITE)],
+)
+def test_agrees_with_dense_solves(solver, values):
+    matrix, _ = _with_eigenvalues(values)
+    b = _vector(60)
+    exact = np.linalg.solve(matrix, b)
+    condition = np.abs(values).max() / np.abs(values).min()
+    for dtype, rtol in ((jnp.float64, 1e-10), (jnp.float32, 1e-5)):
+        solution = solver(_operator(matrix, dtype), jnp.asarray(b, dtype))
+        assert int(solution.status) == Status.OK
+        assert solution.x.dtype == solution.residual_norm.dtype == dtype
+        assert float(solution.residual_norm) <= 10 * rtol * np.linalg.norm(b)
+        assert _relative(solution.x, exact) <= 10 * rtol * condition
+    residual = np.linalg.norm(b - matrix @ np.asarray(solution.x, float))
+    rounding = 60 * np.finfo(np.float32).eps * 100 * np.linalg.norm(exact)
+    assert float(solution.residual_norm) == pytest.approx(residual, abs=rounding)
+    tight = solver(_operator(matrix), jnp.asarray(b), rtol=0.0)
+    assert int(tight.status) == Status.OK
+    assert float(tight.residual_norm) <= 100 * EPS * (100 * np.linalg.norm(exact) + np.linalg.norm(b))
+
+
+def test_as_many_steps_as_scipy():
+    b = _vector(60)
+    for values in (DEFINITE, INDEFINITE):
+        matrix, _ = _with_eigenvalues(values)
+        for theirs, ours in ((scipy.sparse.linalg.minres, minres), (scipy.sparse.linalg.cg, conjugate_gradient)):
+            if ours is minres or values is DEFINITE:
+                count = []
+                theirs(matrix, b, rtol=1e-8, callback=lambda _, count=count: count.append(1))
+                # scipy's MINRES compares with |A| |x|, which is a little larger than |b|
+                assert abs(int(ours(_operator(matrix), jnp.asarray(b), rtol=1e-8).num_steps) - len(count)) <= 6
+
+
+@BOTH
+def test_a_step_for_each_distinct_eigenvalue(solver):
+    matrix, _ = _with_eigenvalues(np.repeat([1.0, 2.0, 5.0], 10))
+    solution = solver(_operator(matrix), jnp.asarray(_vector(30)))
+    assert int(solution.num_steps) == 3
+    assert int(solution.status) == Status.OK
+    assert _relative(solution.x, np.linalg.solve(matrix, _vector(30))) < 100 * EPS
+
+
+@BOTH
+def test_a_null_space_that_is_given(solver):
+    """Consistent or not: the solution of least norm; vectors neither orthogonal, unit, nor independent."""
+    values = np.linspace(0, 100, 60)
+    values[1] = 0
+    if solver is minres:
+        values[2:20] *= -1
+    matrix, q = _with_eigenvalues(values)
+    vectors = [jnp.asarray(3 * q[:, 0] + q[:, 1]), jnp.asarray(q[:, 1]), jnp.asarray(q[:, 0])]
+    pseudo = np.linalg.pinv(matrix, rcond=1e-10)
+    for b in (matrix @ _vector(60), _vector(60)):
+        for initial in (None, jnp.asarray(_vector(60, 5))):
+            solution = solver(_operator(matrix), jnp.asarray(b), null_space=vectors, initial=initial)
+            assert int(solution.status) == Status.OK
+            assert _relative(solution.x, pseudo @ b) < 1e-7
+            assert np.abs(q[:, :2].T @ solution.x).max() < 100 * EPS * np.linalg.norm(solution.x)
+    diagonal = jnp.asarray(1 / (1 + np.arange(60.0)))
+    solution = solver(
+        _operator(matrix), jnp.asarray(b), null_space=vectors, preconditioner=lambda v: diagonal * v, rtol=1e-12
+    )
+    assert int(solution.status) == Status.OK
+    assert _relative(solution.x, pseudo @ b) < 1e-7
+
+
+@BOTH
+def test_a_null_space_that_is_not_given(solver):
+    """Harmless for a right-hand side in the range; said, and soon, for one that is not."""
+    matrix, _ = _with_eigenvalues(np.linspace(0, 100, 60))
+    consistent = solver(_operator(matrix), jnp.asarray(matrix @ _vector(60)))
+    assert int(consistent.status) == Status.OK
+    inconsistent = solver(_operator(matrix), jnp.asarray(_vector(60)))
+    assert int(inconsistent.status) == Status.INACCURATE
+    assert int(inconsistent.num_steps) < 120
+    assert np.isfinite(inconsistent.x).all()
+
+
+@BOTH
+def test_a_preconditioner_saves_steps(solver):
+    scale = np.geomspace(1, 1e4, 60)
+    matrix = _with_eigenvalues(np.linspace(1, 3, 60))[0] * np.sqrt(scale[:, None] * scale)
+    b = _vector(60)
+    plain = solver(_operator(matrix), jnp.asarray(b))
+    inverse = jnp.asarray(1 / scale)
+    better = solver(_operator(matrix), jnp.asarray(b), preconditioner=Partial(jnp.multiply, inverse))
+    assert int(plain.status) == int(better.status) == Status.OK
+    assert int(better.num_steps) < 30 < int(plain.num_steps)
+    assert _relative(better.x, np.linalg.solve(matrix, b)) < 1e-8
+    wrong = solver(_operator(matrix), jnp.asarray(b), preconditioner=lambda v: -v)
+    assert int(wrong.status) == Status.OUT_OF_RANGE
+    hidden = solver(_operator(matrix), jnp.asarray(b), preconditioner=lambda v: jnp.where(inverse > 0.5, -0.1, 1) * v)
+    assert int(hidden.status) == Status.OUT_OF_RANGE
+
+
+def test_the_recurrence_of_minres_is_corrected():
+    """Of condition 1e6 it alone leaves a true residual of 2e-8, and says 1e-10."""
+    matrix, _ = _with_eigenvalues(np.geomspace(1, 1e6, 60))
+    solution = minres(_operator(matrix), jnp.asarray(_vector(60)))
+    assert int(solution.status) == Status.OK
+    assert float(solution.residual_norm) <= 1e-9 * np.linalg.norm(_vector(60))
+
+
+@BOTH
+def test_trees_scales_and_lineax_operators(solver):
+    matrix, _ = _with_eigenvalues(DEFINITE)
+    b = _vector(60)
+    expected = np.linalg.solve(matrix, b)
+    flat, unravel = ravel_pytree({"a": jnp.zeros((4, 5)), "b": (jnp.zeros(39), jnp.zeros(()))})
+    array = jnp.asarray(matrix)
+    tree = solver(lambda v: unravel(array @ ravel_pytree(v)[0]), unravel(jnp.asarray(b)))
+    assert flat.size == 60
+    assert _relative(ravel_pytree(tree.x)[0], expected) < 1e-8
+    for scale in (1e-200, 1e200):
+        for operator, right, factor in ((scale * matrix, b, 1 / scale), (matrix, scale * b, scale)):
+            solution = solver(_operator(operator), jnp.asarray(right))
+            assert int(solution.status) == Status.OK
+            assert _relative(solution.x / factor, expected) < 1e-8
+    like = jax.ShapeDtypeStruct((60,), jnp.float64)
+    for operator in (
+        lineax.MatrixLinearOperator(array, lineax.positive_semidefinite_tag),
+        lineax.FunctionLinearOperator(lambda v: array @ v, like, lineax.positive_semidefinite_tag),
+    ):
+        solution = solver(operator, jnp.asarray(b), preconditioner=lineax.DiagonalLinearOperator(1 / jnp.diag(array)))
+        assert _relative(solution.x, expected) < 1e-8
+
+
+@BOTH
+def test_starts_and_ends(solver):
+    matrix, _ = _with_eigenvalues(DEFINITE)
+    b = jnp.asarray(_vector(60))
+    nothing = solver(_operator(matrix), jnp.zeros(60))
+    assert (int(nothing.num_steps), int(nothing.status), float(jnp.abs(nothing.x).max())) == (0, Status.OK, 0)
+    exact = solver(_operator(matrix), b, rtol=1e-15).x
+    warm = solver(_operator(matrix), b, initial=exact + 1e-3, rtol=1e-6)
+    assert int(warm.status) == Status.OK
+    assert _relative(warm.x, np.asarray(exact)) < 1e-6
+    again = solver(_operator(matrix), b, initial=exact)
+    assert int(again.status) == Status.OK
+    few = solver(_operator(matrix), b, max_steps=5)
+    assert (int(few.num_steps), int(few.status)) == (5, Status.NOT_CONVERGED)
+    assert float(few.residual_norm) == pytest.approx(np.linalg.norm(b - matrix @ few.x), rel=1e-12)
+    errors = [_relative(solver(_operator(matrix), b, max_steps=steps).x, np.asarray(exact)) for steps in (1, 5, 20)]
+    assert errors == sorted(errors, reverse=True)
+    none = solver(_operator(matrix), b, max_steps=0)
+    assert (int(none.num_steps), int(none.status)) == (0, Status.NOT_CONVERGED)
+    zero = solver(lambda v: 0 * v, b)
+    assert (int(zero.num_steps), int(zero.status)) == (1, Status.INACCURATE)
+
+
+def test_what_cannot_be_solved_is_said():
+    matrix, _ = _with_eigenvalues(INDEFINITE)
+    b = jnp.asarray(_vector(60))
+    negative = conjugate_gradient(_operator(matrix), b)
+    assert int(negative.status) == Status.OUT_OF_RANGE
+    assert np.isfinite(negative.x).all()
+    assert int(conjugate_gradient(_operator(-np.eye(60)), b).num_steps) == 1
+    lopsided = matrix + 3 * np.triu(np.ones((60, 60)))
+    for solver in (minres, conjugate_gradient):
+        assert int(solver(_operator(lopsided), b).status) in (Status.NOT_SYMMETRIC, Status.OUT_OF_RANGE)
+        assert int(solver(_operator(matrix), b, rtol=jnp.asarray(-1.0)).status) == Status.OUT_OF_RANGE
+        for operator, right in ((matrix, b.at[3].set(jnp.nan)), (np.where(np.eye(60), np.inf, matrix), b)):
+            bad = solver(_operator(operator), right)
+            assert int(bad.status) == Status.NONFINITE_INPUT
+            assert np.isnan(bad.x).all()
+            assert np.isnan(bad.residual_norm)
+    assert int(minres(_operator(lopsided), b).status) == Status.NOT_SYMMETRIC
+
+
+@BOTH
+@pytest.mark.parametrize("closed_over", [True, False])
+def test_derivatives_to_second_order(solver, closed_over):
+    """In the right-hand side and in the operator, whose data are closed over or leaves of a Partial."""
+    matrix, _ = _with_eigenvalues([1.0, 2.0, 3.0, 5.0, 7.0])
+    base = jnp.asarray(matrix)
+
+    def solve(theta, b):
+        symmetric = base + theta + theta.T
+        operator = (lambda v: linalg.matmul(symmetric, v)) if closed_over else Partial(linalg.matmul, symmetric)
+        diagonal = 1 / jnp.diag(symmetric)
+        return solver(operator, b, rtol=1e-14, preconditioner=lambda v: diagonal * v).x
+
+    theta = jnp.asarray(np.random.default_rng(3).normal(size=(5, 5))) / 20
+
+    def exact(theta, b):
+        return jnp.linalg.solve(base + theta + theta.T, b)
+
+    b = jnp.asarray(_vector(5))
+    cubes = lambda x: lambda theta, b: jnp.sum(x(theta, b) ** 3)
+    for derivative in (jax.jacfwd, jax.jacrev, lambda f, n: jax.jacfwd(jax.jacrev(f, n), n)):
+        ours = jax.jit(derivative(cubes(solve), (0, 1)))(theta, b)
+        theirs = derivative(cubes(exact), (0, 1))(theta, b)
+        for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11 * np.abs(expected).max())
+
+
+@BOTH
+def test_derivatives_with_a_null_space(solver):
+    """Of D^T diag(weights) D x = b with constants as null space, and of one that turns with the operator."""
+    steps = jnp.diff(jnp.eye(6), axis=0)
+
+    def solve(weights, b):
+        laplacian = lambda v: linalg.matmul(steps.T, weights * linalg.matmul(steps, v))
+        return solver(laplacian, b, null_space=[jnp.ones(6)], rtol=1e-14).x
+
+    def exact(weights, b):
+        inverse = jnp.linalg.inv(steps.T @ (weights[:, None] * steps) + jnp.ones((6, 6)))
+        return inverse @ (b - b.mean())
+
+    weights, b = jnp.asarray(np.linspace(1, 2, 5)), jnp.asarray(_vector(6))
+    np.testing.assert_allclose(solve(weights, b), exact(weights, b), rtol=0, atol=1e-12)
+    second = lambda f, n: jax.jacfwd(jax.jacrev(f, n), n)
+    pairs = [
+        (jax.jit(derivative(solve, (0, 1)))(weights, b), derivative(exact, (0, 1))(weights, b))
+        for derivative in ((jax.jacrev, second) if solver is minres else (jax.jacrev,))
+    ]
+    for ours, theirs in zip(*map(jax.tree.leaves, zip(*pairs, strict=True)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+    def turned(normal):
+        across = lambda v: normal @ normal * v - normal * (normal @ v)
+        return solver(across, jnp.arange(1.0, 5.0), null_space=[normal], rtol=1e-14).x
+
+    check_grads(jax.jit(turned), (jnp.asarray([1.0, -2.0, 0.5, 1.5]),), order=1)
+
+
+@BOTH
+def test_a_batch_with_members_that_fail(solver):
+    """Good members are what they are alone, in value and gradient; failed ones say why."""
+    matrix, _ = _with_eigenvalues(np.linspace(1, 9, 6))
+    singular = matrix - np.linalg.eigvalsh(matrix)[0] * np.eye(6)
+    matrices = jnp.asarray(np.stack([matrix, np.nan * matrix, 2 * matrix, singular]))
+    rights = jnp.asarray(np.stack([_vector(6, seed) for seed in range(4)])).at[2, 0].set(jnp.inf)
+    solve = lambda matrix, b: solver(Partial(linalg.matmul, matrix), b, rtol=1e-14)
+    batch = jax.jit(jax.vmap(solve))(matrices, rights)
+    bad = Status.NONFINITE_INPUT
+    np.testing.assert_array_equal(batch.status, [Status.OK, bad, bad, Status.INACCURATE])
+    alone = solve(matrices[0], rights[0])
+    np.testing.assert_allclose(batch.x[0], alone.x, rtol=0, atol=100 * EPS)
+    np.testing.assert_array_equal(np.isnan(batch.x).all(1), [False, True, True, False])
+    gradient = jax.grad(lambda matrices: jnp.sum(jax.vmap(solve)(matrices, rights).x[:3]))(matrices)
+    expected = jax.grad(lambda matrix: jnp.sum(jnp.linalg.solve(matrix, rights[0])))(matrices[0])
+    np.testing.assert_allclose(gradient[0], expected, rtol=0, atol=1e-12)
+    assert bool(jnp.all(jnp.isnan(gradient[1])))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"right": jnp.arange(3)}, TypeError, "minres: right is of dtypes.*int"),
+        ({"right": {}}, ValueError, "minres: right is a tree without numbers"),
+        ({"operator": lambda v: v[:2]}, ValueError, "minres: product is of shape"),
+        ({"operator": lambda v: v.astype(jnp.float32)}, TypeError, "minres: the product of operator is of dtype"),
+        ({"preconditioner": lambda v: {"a": v}}, ValueError, "minres: product"),
+        ({"initial": jnp.ones(4)}, ValueError, "minres: initial is of shape"),
+        ({"initial": jnp.ones(3, jnp.float32)}, TypeError, "minres: initial is of dtype float32, expected float64"),
+        ({"null_space": jnp.ones(3)}, TypeError, "minres: null_space is .*expected a list"),
+        ({"null_space": [jnp.ones(4)]}, ValueError, "minres: null_space is of shape"),
+        ({"rtol": 1.0}, ValueError, r"minres: rtol is 1.0, expected in \[0, 1\)"),
+        ({"max_steps": -1}, ValueError, "minres: max_steps is -1"),
+        ({"max_steps": 3.0}, TypeError, "minres: max_steps is of type float"),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    options = {"operator": lambda v: v, "right": jnp.ones(3)} | options
+    with pytest.raises(error, match=message):
+        minres(options.pop("operator"), options.pop("right"), **options)
