@@ -26,6 +26,7 @@ class Status(enum.IntEnum):
     NOT_AFFINE = 7
     NOT_CONVERGED = 8
     NOT_CERTIFIED = 9
+    INCOMPATIBLE_DATA = 10
 
     @property
     def meaning(self) -> str:
@@ -73,6 +74,10 @@ _EXPLANATIONS = {
     Status.NOT_CERTIFIED: (
         "no Lyapunov function of the form looked for proves a rate below one; there may be one of another form",
         "use more memory, a smaller step or less momentum",
+    ),
+    Status.INCOMPATIBLE_DATA: (
+        "the data contradict each other where the equations leave no freedom; the rest of them was solved",
+        "balance the divergence against the flux through the sides, or the force where nothing holds the fluid",
     ),
 }
 

@@ -372,6 +372,7 @@ class _Descent(NamedTuple):
 def conjugate_gradient_loop(
     operator: Operator, precondition: Operator, right: Any, rtol: Array, max_steps: Array
 ) -> tuple[Any, Array, Array]:
+    """(x, num_steps, code) for a definite operator: the bare loop, for solvers with a derivative of their own."""
     direction, square, code = _start(precondition, right, max_steps)
     goal, eps = rtol**2 * square, jnp.finfo(rtol.dtype).eps
 
@@ -435,6 +436,7 @@ class _Rotation(NamedTuple):
 def minres_loop(
     operator: Operator, precondition: Operator, right: Any, rtol: Array, max_steps: Array
 ) -> tuple[Any, Array, Array]:
+    """(x, num_steps, code) for a symmetric operator: the bare loop, as `conjugate_gradient_loop`."""
     preconditioned, square, code = _start(precondition, right, max_steps)
     eps = jnp.finfo(rtol.dtype).eps
     first = jnp.sqrt(jnp.maximum(square, 0))
