@@ -21,6 +21,11 @@ from jaxnm.stokes.grid import positions as positions
 from jaxnm.stokes.grid import zero_velocity as zero_velocity
 from jaxnm.stokes.operators import StokesOperators as StokesOperators
 from jaxnm.stokes.operators import discretize as discretize
+from jaxnm.stokes.schur import SchurComplement as SchurComplement
+from jaxnm.stokes.schur import inf_sup_constant as inf_sup_constant
+from jaxnm.stokes.schur import schur_complement as schur_complement
+from jaxnm.stokes.schur import schur_eigenvalues as schur_eigenvalues
+from jaxnm.stokes.schur import schur_extremes as schur_extremes
 from jaxnm.stokes.solvers import SolveStats as SolveStats
 from jaxnm.stokes.solvers import StokesFactor as StokesFactor
 from jaxnm.stokes.solvers import StokesSolution as StokesSolution

@@ -121,6 +121,41 @@ def factorize_box(grid: Grid, boundary: Boundary, dtype: Any) -> DirectFactor:
     return DirectFactor(grid=grid, boundary=boundary, singular_values=(a, b), channels=(cx, cy), blocks=tuple(blocks))
 
 
+def trace_blocks(grid: Grid, boundary: Boundary, dtype: Any) -> list[tuple[Array, Array, Array]]:
+    """For each group of modes the two diagonal blocks of W^-1 + E^T A^-1 E, and Y^T Y with Y = B A^-1 E, A the base.
+
+    The blocks are [modes of x, t, t] (u beside the sides of y) and [modes of y, s, s]; rows of Y^T Y in that order.
+    """
+    axes = [_axis(n, boundary, axis) for axis, n in enumerate(grid.shape)]
+    spacing = [jnp.asarray(h).astype(dtype) for h in grid.spacing]
+    a, b = (_singular_values(axis, h) for axis, h in zip(axes, spacing, strict=True))
+    cx, cy = (_channels(axis, boundary, number, dtype) for number, axis in enumerate(axes))
+    inverse = _inverse(_sum_of_squares(a, b))
+    blocks = []
+    for x_modes, x_channels in axes[0].groups:
+        for y_modes, y_channels in axes[1].groups:
+            weight, cx_part, cy_part = inverse[x_modes, y_modes], cx[x_modes, x_channels], cy[y_modes, y_channels]
+            a_part, b_part = a[x_modes], b[y_modes]
+            u_block = _flexibility(axes[1].signs[y_channels], spacing[1])
+            u_block = u_block + einsum("kl,ls,lt->kst", weight, cy_part, cy_part)
+            v_block = _flexibility(axes[0].signs[x_channels], spacing[0])
+            v_block = v_block + einsum("kl,ks,kt->lst", weight, cx_part, cx_part)
+            blocks.append((u_block, v_block, _squares(weight, a_part, b_part, cx_part, cy_part)))
+    return blocks
+
+
+def _squares(weight: Array, a: Array, b: Array, cx: Array, cy: Array) -> Array:
+    """Y^T Y on the traces (k, t) of u, then (l, s) of v."""
+    square = weight**2
+    first = einsum("kl,k,ls,lt->kst", square, a**2, cy, cy)
+    second = einsum("kl,l,ks,kt->lst", square, b**2, cx, cx)
+    both = einsum("kl,k,l,lt,ks->ktls", square, a, b, cy, cx)
+    (m, t, _), (n, s, _) = first.shape, second.shape
+    spread = lambda block: einsum("kst,kj->ksjt", block, jnp.eye(block.shape[0], dtype=block.dtype))
+    rows = both.reshape(m * t, n * s)
+    return jnp.block([[spread(first).reshape(m * t, m * t), rows], [rows.T, spread(second).reshape(n * s, n * s)]])
+
+
 def solve_box(factor: DirectFactor, force: Velocity, divergence: Array) -> tuple[Velocity, Array]:
     """(w, p) with A w + B^T p = force and B w = divergence; p of zero mean where that is free."""
     grid, boundary = factor.grid, factor.boundary

@@ -95,7 +95,7 @@ class StokesOperators:
         if operator.in_size() > _LARGEST_DENSE:
             got = f"on {operator.in_size()} unknowns"
             arguments.refuse("to_dense", "name", got, f"at most {_LARGEST_DENSE}", "use to_sparse() or fewer cells")
-        return _dense(operator.mv, operator.in_structure())
+        return dense(operator.mv, operator.in_structure())
 
     def to_sparse(self, dtype: Any = float) -> Any:
         """The saddle-point matrix as a scipy CSR array, for reference and for direct solvers on the host.
@@ -351,7 +351,8 @@ def _gradient(operators: StokesOperators, pressure: Array) -> Velocity:
     return Velocity(*results)
 
 
-def _dense(function: Callable[[Any], Any], structure: Any) -> Array:
+def dense(function: Callable[[Any], Any], structure: Any) -> Array:
+    """The matrix of a linear function of pytrees of one dtype, by its columns."""
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structure)
     flat, unravel = jax.flatten_util.ravel_pytree(zero)
     column = lambda unit: jax.flatten_util.ravel_pytree(function(unravel(unit)))[0]
