@@ -13,6 +13,14 @@ from jaxnm.stokes.boundary_values import boundary_values as boundary_values
 from jaxnm.stokes.boundary_values import full_faces as full_faces
 from jaxnm.stokes.counting import count_nonunit_eigenvalues as count_nonunit_eigenvalues
 from jaxnm.stokes.domain import largest_component as largest_component
+from jaxnm.stokes.flow import StreamExtrema as StreamExtrema
+from jaxnm.stokes.flow import at_centres as at_centres
+from jaxnm.stokes.flow import flux as flux
+from jaxnm.stokes.flow import force_on_solid as force_on_solid
+from jaxnm.stokes.flow import permeability as permeability
+from jaxnm.stokes.flow import stream_extrema as stream_extrema
+from jaxnm.stokes.flow import stream_function as stream_function
+from jaxnm.stokes.flow import vorticity as vorticity
 from jaxnm.stokes.grid import Boundary as Boundary
 from jaxnm.stokes.grid import Grid as Grid
 from jaxnm.stokes.grid import Velocity as Velocity

@@ -40,7 +40,7 @@ class Grid:
     """Upper corner, a number an axis; by default such that the cells have unit size."""
 
     def __post_init__(self) -> None:
-        # also called when a transformation rebuilds the tree, with leaves that may be anything
+        # also called where a transformation rebuilds the tree, with any leaves: `check_grid` looks at the numbers
         shape = tuple(self.shape)
         if len(shape) not in (2, 3):
             arguments.refuse("Grid", "shape", repr(shape), "two or three numbers of cells", "pass (nx, ny) or more")
@@ -54,16 +54,6 @@ class Grid:
             if isinstance(corner, tuple) and len(corner) != len(shape):
                 arguments.refuse("Grid", name, repr(corner), f"{len(shape)} numbers", "give one number an axis")
             object.__setattr__(self, name, corner)
-        if not (isinstance(self.lower, tuple) and isinstance(self.upper, tuple)):
-            return
-        for axis, (low, high) in enumerate(zip(self.lower, self.upper, strict=True)):
-            if (
-                arguments.is_number(low)
-                and arguments.is_number(high)
-                and not (math.isfinite(high - low) and low < high)
-            ):
-                got = f"{high!r} on axis {AXES[axis]}"
-                arguments.refuse("Grid", "upper", got, f"finite and above lower = {low!r}", "give the cells a size")
 
     @property
     def dim(self) -> int:
@@ -203,6 +193,10 @@ def check_grid(function: str, grid: Grid, boundary: Boundary) -> None:
     for axis, n in enumerate(grid.shape):
         if n < 2:
             arguments.refuse(function, "grid", f"of {n} cell on axis {AXES[axis]}", "two or more", "refine the axis")
+        low, high = grid.lower[axis], grid.upper[axis]
+        if arguments.is_number(low) and arguments.is_number(high) and not (math.isfinite(high - low) and low < high):
+            got = f"{high!r} on axis {AXES[axis]}"
+            arguments.refuse(function, "grid.upper", got, f"finite and above {low!r}", "give the cells a size")
 
 
 def check_velocity(function: str, argument: str, value: Any, grid: Grid, boundary: Boundary) -> Velocity:

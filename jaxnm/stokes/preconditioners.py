@@ -1,14 +1,18 @@
-"""Approximate inverses for domains with solids or drag: multigrid on the Laplacian and on the SIMPLE operator."""
+"""Approximate inverses for domains with solids or drag: multigrid on the Laplacian and on Darcy operators."""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxnm.linalg.krylov import conjugate_gradient_loop
 from jaxnm.stokes import multigrid
 from jaxnm.stokes.grid import Velocity
 from jaxnm.stokes.operators import StokesOperators, all_faces, along, diagonal, drag_on_faces, mass_line
+
+_MOBILITY_STEPS = 10
 
 
 def velocity_levels(operators: StokesOperators, dtype: Any) -> list[list[multigrid.Level]]:
@@ -39,22 +43,50 @@ def _inner(shape: tuple[int, ...], boundary: Any, axis: int, dtype: Any) -> Arra
     return jnp.asarray(along(axis, len(shape), line), dtype)
 
 
-def pressure_levels(operators: StokesOperators, dtype: Any) -> list[multigrid.Level]:
-    """SIMPLE, B diag(A)^-1 B^T: Darcy flow through the faces, and its coarser versions."""
-    grid, boundary = operators.grid, operators.boundary
-    active = operators.active_faces().components
-    conductances = []
-    for c in range(grid.dim):
+def simple_levels(operators: StokesOperators, dtype: Any) -> list[multigrid.Level]:
+    """SIMPLE, B diag(A)^-1 B^T: Darcy flow with the mobility that a face has alone."""
+    diagonals = []
+    for c in range(operators.grid.dim):
         level = _velocity_level(operators, c, dtype)
         entries = level.stiffness + level.drag
-        exists = active[c] & (entries > 0)
-        inverse = jnp.where(exists, 1 / jnp.where(exists, entries, jnp.ones_like(entries)), jnp.zeros_like(entries))
-        conductances.append(inverse / jnp.asarray(grid.spacing[c]).astype(dtype) ** 2)
+        exists = entries > 0
+        diagonals.append(jnp.where(exists, 1 / jnp.where(exists, entries, jnp.ones_like(entries)), 0 * entries))
+    return _darcy_levels(operators, Velocity(*diagonals), dtype)
+
+
+def mobility_levels(
+    operators: StokesOperators, levels: list[list[multigrid.Level]], dtype: Any
+) -> list[multigrid.Level]:
+    """Darcy flow B diag(k) B^T with the mobility k = A^-1 1 that a face has in the domain.
+
+    k is the velocity that a unit force would give without pressure: Poiseuille's profile in a channel, 1 / drag in a
+    porous solid. S^-1 is then near to the identity plus the inverse of this operator: exactly so in a channel one cell
+    wide, where S = L (L + 4)^-1, and in the open, where k is large.
+    """
+    ones = jax.tree.map(lambda active: active.astype(dtype), operators.active_faces())
+    tolerance = jnp.asarray(1e-3, dtype)
+    mobility = conjugate_gradient_loop(
+        operators.laplacian, lambda right: velocity_cycle(levels, right), ones, tolerance, jnp.int32(_MOBILITY_STEPS)
+    )[0]
+    return _darcy_levels(operators, jax.tree.map(lambda k: jnp.maximum(k, 0), mobility), dtype)
+
+
+def velocity_cycle(levels: list[list[multigrid.Level]], right: Velocity) -> Velocity:
+    """One multigrid cycle for A, a component at a time."""
+    return Velocity(*(multigrid.cycle(*pair) for pair in zip(levels, right.components, strict=True)))
+
+
+def _darcy_levels(operators: StokesOperators, mobility: Velocity, dtype: Any) -> list[multigrid.Level]:
+    grid, boundary = operators.grid, operators.boundary
+    conductances = [
+        jnp.where(active, k, jnp.zeros_like(k)) / jnp.asarray(grid.spacing[c]).astype(dtype) ** 2
+        for c, (k, active) in enumerate(zip(mobility.components, operators.active_faces().components, strict=True))
+    ]
     faces = all_faces(Velocity(*conductances), boundary)
     stiffness, couplings = jnp.zeros(grid.shape, dtype), []
     for axis, face in enumerate(faces.components):
         n = grid.shape[axis]
-        lower, upper = (jnp.take(face, np.arange(i, n + i), axis=axis) for i in (0, 1))
+        lower, upper = (jax.lax.slice_in_dim(face, i, n + i, axis=axis) for i in (0, 1))
         stiffness = stiffness + lower + upper
         couplings.append(upper * _inner(grid.shape, boundary, axis, dtype))
     return multigrid.hierarchy(multigrid.Level(tuple(couplings), stiffness, jnp.zeros_like(stiffness)))

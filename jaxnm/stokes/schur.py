@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxnm import arguments
 from jaxnm.linalg import ExtremeEigenvalues, eigh, extreme_eigenvalues, matmul
 from jaxnm.linalg.krylov import conjugate_gradient
-from jaxnm.stokes import direct, multigrid, preconditioners
+from jaxnm.stokes import direct, preconditioners
 from jaxnm.stokes.counting import count_nonunit_eigenvalues
 from jaxnm.stokes.grid import Velocity, is_concrete
 from jaxnm.stokes.operators import StokesOperators, dense
@@ -88,7 +88,7 @@ def _inverse_laplacian(operators: StokesOperators, right: Velocity) -> Velocity:
     if operators.solid is None and operators.inverse_permeability is None:
         return solve_laplacian(operators, right)
     levels = preconditioners.velocity_levels(jax.lax.stop_gradient(operators), right.u.dtype)
-    cycle = lambda r: Velocity(*(multigrid.cycle(*pair) for pair in zip(levels, r.components, strict=True)))
+    cycle = partial(preconditioners.velocity_cycle, levels)
     rtol = 1e-13 if right.u.dtype == jnp.float64 else 1e-6
     return conjugate_gradient(operators.laplacian, right, preconditioner=cycle, rtol=rtol, max_steps=200).x
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int32
 
@@ -21,17 +20,14 @@ from jaxnm.linalg.krylov import conjugate_gradient_loop, minres_loop
 from jaxnm.status import Status, first_failing
 from jaxnm.stokes import multigrid, preconditioners
 from jaxnm.stokes.boundary_values import BoundaryValues, right_hand_side
-from jaxnm.stokes.counting import count_nonunit_eigenvalues
 from jaxnm.stokes.direct import DirectFactor, factorize_box, solve_box
-from jaxnm.stokes.grid import Velocity, check_velocity, is_concrete
+from jaxnm.stokes.grid import Velocity, check_velocity
 from jaxnm.stokes.operators import StokesOperators
 from jaxnm.stokes.spectral import solve_laplacian
 from jaxnm.trees import all_finite
 
 Method = Literal["auto", "direct", "schur_cg", "simple_cg", "minres"]
 _METHODS = ("auto", "direct", "schur_cg", "simple_cg", "minres")
-# Above this share of non-unit eigenvalues the Schur complement is nearer to Darcy's law than to the identity.
-_DARCY_SHARE = 0.35
 _INNER_TOLERANCE = 1e-2  # of A^-1 by an inner iteration, relative to that of the outer one
 
 
@@ -89,7 +85,7 @@ def factorize(operators: StokesOperators, *, method: Method = "auto", dtype: Any
     Raises:
       ValueError: an unknown method, or `direct` for other than a two-dimensional box without solid and drag.
 
-    Cost: `direct`, about 3 (n/2)^3 multiplications for n x n cells; others, a few passes over the grid.
+    Cost: `direct`, about 3 (n/2)^3 multiplications for n x n cells; `minres`, ten multigrid cycles.
     Not differentiable (and need not be: `solve` differentiates the equations).
 
     Example:
@@ -98,14 +94,23 @@ def factorize(operators: StokesOperators, *, method: Method = "auto", dtype: Any
       'direct'
     """
     chosen = choose_method(operators, method)
-    dtype = jnp.result_type(dtype)
-    frozen = jax.lax.stop_gradient(operators)
-    direct = factorize_box(frozen.grid, frozen.boundary, dtype) if chosen == "direct" else None
-    boxed = chosen == "direct" or (chosen == "schur_cg" and _is_plain_box(operators))
-    velocity_levels = None if boxed else preconditioners.velocity_levels(frozen, dtype)
-    needs_pressure = chosen in ("simple_cg", "minres") and _prefers_darcy(operators, chosen)
-    pressure_levels = preconditioners.pressure_levels(frozen, dtype) if needs_pressure else None
-    return StokesFactor(chosen, direct, velocity_levels, pressure_levels)
+    return _factorize(operators, chosen, jnp.result_type(dtype))
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _factorize(operators: StokesOperators, method: str, dtype: Any) -> StokesFactor:
+    operators = jax.lax.stop_gradient(operators)
+    if method == "direct":
+        return StokesFactor(method, factorize_box(operators.grid, operators.boundary, dtype), None, None)
+    if method == "schur_cg" and _is_plain_box(operators):
+        return StokesFactor(method, None, None, None)
+    velocity_levels = preconditioners.velocity_levels(operators, dtype)
+    pressure_levels = None
+    if method == "simple_cg":
+        pressure_levels = preconditioners.simple_levels(operators, dtype)
+    elif method == "minres":
+        pressure_levels = preconditioners.mobility_levels(operators, velocity_levels, dtype)
+    return StokesFactor(method, None, velocity_levels, pressure_levels)
 
 
 def solve(
@@ -130,10 +135,8 @@ def solve(
       boundary_values: from `boundary_values(grid, boundary).set(...)`; zero by default.
       method: "direct" (two-dimensional boxes), "schur_cg" (conjugate gradients on the Schur complement, with A^-1 exact
         on boxes and by multigrid else), "simple_cg" (the same with the SIMPLE preconditioner, for porous domains),
-        "minres" (on velocity and pressure together, multigrid for A, the identity or SIMPLE for the pressure).
-        "auto": direct on two-dimensional boxes, schur_cg on three-dimensional ones, else minres, with SIMPLE where the
-        exact count of non-unit eigenvalues is above 0.35 of the cells, or where there is drag. A traced mask cannot
-        be counted and is taken for open.
+        "minres" (on velocity and pressure together, multigrid for A, and for the pressure the identity plus the inverse
+        of a Darcy operator). "auto": direct on two-dimensional boxes, schur_cg on three-dimensional ones, else minres.
       factor: from `factorize`, to save its cost; it decides the method.
       rtol: of the iterations; 1e-10 in float64, 1e-5 in float32. May be traced.
       max_steps: of the iterations. May be traced.
@@ -206,24 +209,6 @@ def choose_method(operators: StokesOperators, method: Method) -> str:
 
 def _is_plain_box(operators: StokesOperators) -> bool:
     return operators.solid is None and operators.inverse_permeability is None
-
-
-def _prefers_darcy(operators: StokesOperators, method: str) -> bool:
-    """Whether SIMPLE, not the identity, is the better model of the Schur complement."""
-    if method == "simple_cg" or operators.inverse_permeability is not None:
-        return True
-    if operators.solid is None or not is_concrete(operators.solid):
-        return False
-    solid = np.asarray(operators.solid)
-    walls = operators.boundary if operators.grid.dim == 2 else _without_do_nothing(operators.boundary)
-    grid = jax.tree.map(lambda _: 0.0, operators.grid).replace(lower=None, upper=None)
-    return count_nonunit_eigenvalues(grid, walls, solid) > _DARCY_SHARE * np.sum(~solid)
-
-
-def _without_do_nothing(boundary: Any) -> Any:
-    """In three dimensions do-nothing sides cannot be counted on graphs; for a choice of method outflow stands in."""
-    swap = lambda pair: tuple("outflow" if kind == "do_nothing" else kind for kind in pair)
-    return type(boundary)(swap(boundary.x), swap(boundary.y), swap(boundary.z))
 
 
 @partial(jax.jit, static_argnums=7)
@@ -435,13 +420,8 @@ def _schur_cg(
 
 def _inner_solve(operators: StokesOperators, factor: StokesFactor, rtol: Array, right: Velocity) -> Velocity:
     """A^-1 by conjugate gradients with one multigrid cycle a step."""
-    cycle = partial(_velocity_cycle, factor)
+    cycle = partial(preconditioners.velocity_cycle, factor.velocity_levels)
     return conjugate_gradient_loop(operators.laplacian, cycle, right, rtol, jnp.int32(200))[0]
-
-
-def _velocity_cycle(factor: StokesFactor, right: Velocity) -> Velocity:
-    parts = zip(factor.velocity_levels, right.components, strict=True)
-    return Velocity(*(multigrid.cycle(levels, part) for levels, part in parts))
 
 
 def _minres(
@@ -455,8 +435,8 @@ def _minres(
 
     def precondition(residual: Any) -> Any:
         r, s = residual
-        s = s if factor.pressure_levels is None else multigrid.cycle(factor.pressure_levels, s)
-        return _velocity_cycle(factor, r), project(s)
+        darcy = multigrid.cycle(factor.pressure_levels, s)
+        return preconditioners.velocity_cycle(factor.velocity_levels, r), project(s + darcy)
 
     (w, p), steps, code = minres_loop(product, precondition, (force, project(mass)), rtol, max_steps)
     return w, p, steps, code

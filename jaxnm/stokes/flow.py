@@ -1,0 +1,364 @@
+"""What one wants to know of a flow: velocities at centres, vorticity, stream function, fluxes, forces, permeability."""
+
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from jaxnm import arguments
+from jaxnm.stokes.boundary_values import BoundaryValues, full_faces
+from jaxnm.stokes.grid import REFLECTED, Boundary, Grid, Velocity, face_shapes, zero_velocity
+from jaxnm.stokes.operators import StokesOperators, along, at_open_side, beside, diagonal, discretize, shift
+from jaxnm.stokes.solvers import Method, solve
+
+
+def at_centres(operators: StokesOperators, velocity: Velocity, values: BoundaryValues | None = None) -> Velocity:
+    """The velocity in the centres of the cells: means of the two faces of each cell.
+
+    Args:
+      operators: from `discretize`.
+      velocity: unknown faces.
+      values: what was prescribed on the sides; zero without.
+
+    Returns:
+      `Velocity` whose components all have the shape of the grid.
+
+    Differentiable everywhere (linear).
+
+    Example:
+      >>> from jaxnm.stokes import zero_velocity
+      >>> grid, boundary = Grid((4, 4)), Boundary()
+      >>> at_centres(discretize(grid, boundary), zero_velocity(grid, boundary)).v.shape
+      (4, 4)
+    """
+    faces = full_faces(operators, velocity, values)
+    means = []
+    for c, face in enumerate(faces.components):
+        n = operators.grid.shape[c]
+        lower, upper = (jax.lax.slice_in_dim(face, i, n + i, axis=c) for i in (0, 1))
+        means.append((lower + upper) / 2)
+    return Velocity(*means)
+
+
+def vorticity(
+    operators: StokesOperators, velocity: Velocity, values: BoundaryValues | None = None
+) -> tuple[Float[Array, "..."], ...]:
+    """Components of curl u on the edges of the cells: in two dimensions one, dv/dx - du/dy on the vertices.
+
+    Args:
+      operators: from `discretize`.
+      velocity: unknown faces.
+      values: what was prescribed on the sides; zero without.
+
+    Returns:
+      one array [nx + 1, ny + 1] in two dimensions; in three (x, y, z), each with n + 1 points on the two axes across.
+      On no-slip, inflow and outflow sides the difference to the prescribed tangential velocity over half a cell; on
+      free-slip and do-nothing sides no shear. Inside solids zero; beside them the velocities in the solid are zero.
+
+    Differentiable everywhere (linear).
+
+    Example:
+      >>> from jaxnm.stokes import zero_velocity
+      >>> grid, boundary = Grid((4, 4)), Boundary()
+      >>> vorticity(discretize(grid, boundary), zero_velocity(grid, boundary))[0].shape
+      (5, 5)
+    """
+    dim = operators.grid.dim
+    pairs = [(0, 1)] if dim == 2 else [(1, 2), (2, 0), (0, 1)]
+    faces = full_faces(operators, velocity, values)
+    return tuple(
+        _derivative(operators, faces, values, second, first) - _derivative(operators, faces, values, first, second)
+        for first, second in pairs
+    )
+
+
+def _derivative(
+    operators: StokesOperators, faces: Velocity, values: BoundaryValues | None, component: int, axis: int
+) -> Array:
+    """Derivative of a component along an axis across it, on the edges."""
+    grid, boundary, full = operators.grid, operators.boundary, faces.components[component]
+    h = jnp.asarray(grid.spacing[axis]).astype(full.dtype)
+    first, last = (jax.lax.slice_in_dim(full, i, i + 1, axis=axis) for i in (0, grid.shape[axis] - 1))
+    if boundary.is_periodic(axis):
+        ghosts = [last, first]
+    else:
+        ghosts = []
+        for side, inner in enumerate((first, last)):
+            given = jnp.zeros_like(inner)
+            if values is not None and (axis, side, component) in values.values:
+                value = jnp.expand_dims(values.values[axis, side, component].astype(full.dtype), axis)
+                given = given.at[_unknown(boundary, component, full.ndim)].set(value)
+            ghosts.append(2 * given - inner if boundary[axis][side] in REFLECTED else inner)
+    extended = jnp.concatenate([ghosts[0], full, ghosts[1]], axis)
+    return jnp.diff(extended, axis=axis) / h
+
+
+def _unknown(boundary: Boundary, component: int, dim: int) -> tuple[slice, ...]:
+    low, high = boundary.is_open(component)
+    periodic = boundary.is_periodic(component)
+    own = slice(0 if low or periodic else 1, None if high else -1)
+    return tuple(own if axis == component else slice(None) for axis in range(dim))
+
+
+def stream_function(
+    operators: StokesOperators, velocity: Velocity, values: BoundaryValues | None = None
+) -> Float[Array, "nx_plus_1 ny_plus_1"]:
+    """Stream function on the vertices: u = d psi / dy, v = -d psi / dx, zero in the lower left corner. Two dimensions.
+
+    Args:
+      operators: from `discretize`.
+      velocity: unknown faces of a flow without divergence.
+      values: what was prescribed on the sides; zero without.
+
+    Returns:
+      [nx + 1, ny + 1]; exact for the discrete velocity. On a periodic axis psi grows by the flux.
+
+    Raises:
+      ValueError: three dimensions.
+
+    Differentiable everywhere (linear).
+
+    Example:
+      >>> from jaxnm.stokes import zero_velocity
+      >>> grid, boundary = Grid((4, 4)), Boundary()
+      >>> stream_function(discretize(grid, boundary), zero_velocity(grid, boundary)).shape
+      (5, 5)
+    """
+    if operators.grid.dim != 2:
+        arguments.refuse("stream_function", "operators", "in 3 dimensions", "2", "look at vorticity(...)")
+    faces = full_faces(operators, velocity, values)
+    hx, hy = (jnp.asarray(h).astype(velocity.u.dtype) for h in operators.grid.spacing)
+    bottom = jnp.pad(-jnp.cumsum(faces.v[:, 0]) * hx, (1, 0))
+    return bottom[:, None] + jnp.pad(jnp.cumsum(faces.u, 1) * hy, ((0, 0), (1, 0)))
+
+
+@flax.struct.dataclass
+class StreamExtrema:
+    """The largest and smallest stream function, between the vertices by parabolas, and where."""
+
+    minimum: Float[Array, ""]
+    minimum_position: Float[Array, "2"]
+    maximum: Float[Array, ""]
+    maximum_position: Float[Array, "2"]
+
+
+def stream_extrema(grid: Grid, psi: Float[ArrayLike, "nx_plus_1 ny_plus_1"]) -> StreamExtrema:
+    """Extrema of a stream function (centres of vortices), refined by a parabola through three vertices an axis.
+
+    Args:
+      grid: of the flow.
+      psi: from `stream_function`.
+
+    Returns:
+      `StreamExtrema`; on the rim of the box the vertex itself.
+
+    Raises:
+      ValueError: another shape.
+
+    Differentiable where the extreme vertex is unique.
+
+    Example:
+      >>> psi = jnp.array([[0.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
+      >>> float(stream_extrema(Grid((2, 2)), psi).minimum)
+      -1.0
+    """
+    (psi,) = arguments.to_arrays("stream_extrema", psi=psi)
+    wanted = tuple(n + 1 for n in grid.shape)
+    arguments.check_shape("stream_extrema", "psi", psi, f"{wanted}", lambda shape: shape == wanted)
+    low, low_position = _smallest(grid, psi)
+    high, high_position = _smallest(grid, -psi)
+    return StreamExtrema(low, low_position, -high, high_position)
+
+
+def _smallest(grid: Grid, psi: Array) -> tuple[Array, Array]:
+    index = jnp.unravel_index(jnp.argmin(psi), psi.shape)
+    value, position = psi[index], []
+    for axis, i in enumerate(index):
+        line = psi[:, index[1]] if axis == 0 else psi[index[0]]
+        inside = (i > 0) & (i < line.size - 1)
+        i = jnp.clip(i, 1, line.size - 2)
+        below, here, above = line[i - 1], line[i], line[i + 1]
+        slope, bend = (above - below) / 2, above - 2 * here + below
+        usable = inside & (bend > 0)
+        offset = jnp.where(usable, -slope / jnp.where(usable, bend, jnp.ones_like(bend)), jnp.zeros_like(bend))
+        value = value + slope * offset / 2
+        faces = grid.faces(axis, psi.dtype)
+        position.append(faces[index[axis]] + offset * jnp.asarray(grid.spacing[axis]).astype(psi.dtype))
+    return value, jnp.stack(position)
+
+
+def flux(
+    operators: StokesOperators, velocity: Velocity, axis: int, values: BoundaryValues | None = None
+) -> Float[Array, "n_plus_1"]:
+    """Volume per time through each of the n + 1 planes of faces across an axis (in 2-D: area per time).
+
+    Args:
+      operators: from `discretize`.
+      velocity: unknown faces.
+      axis: 0, 1 or 2 (static).
+      values: what was prescribed on the sides; zero without.
+
+    Returns:
+      [n + 1]; equal numbers where nothing enters through the other sides.
+
+    Raises:
+      ValueError: an axis that the grid has not.
+
+    Differentiable everywhere (linear).
+
+    Example:
+      >>> from jaxnm.stokes import zero_velocity
+      >>> grid, boundary = Grid((4, 4)), Boundary("periodic")
+      >>> flux(discretize(grid, boundary), zero_velocity(grid, boundary), 0).shape
+      (5,)
+    """
+    grid = operators.grid
+    if axis not in range(grid.dim):
+        arguments.refuse("flux", "axis", repr(axis), f"one of {tuple(range(grid.dim))}", "count axes from 0")
+    face = full_faces(operators, velocity, values).components[axis]
+    others = tuple(other for other in range(grid.dim) if other != axis)
+    area = jnp.prod(jnp.stack([jnp.asarray(grid.spacing[other]).astype(face.dtype) for other in others]))
+    return jnp.sum(face, others) * area
+
+
+def force_on_solid(
+    operators: StokesOperators,
+    velocity: Velocity,
+    pressure: Float[Array, "*cells"],
+    *,
+    labels: Int[ArrayLike, "*cells"] | None = None,
+    num_labels: int = 1,
+) -> Float[Array, "num_labels dim"]:
+    """The force of the fluid on solid obstacles: pressure and shear on their surfaces, from the discrete balance.
+
+    Args:
+      operators: from `discretize`, with a mask.
+      velocity: unknown faces.
+      pressure: of the same solution.
+      labels: [*grid.shape] integers, 1..num_labels in the obstacles to be told apart (others are not counted); the
+        whole solid is one obstacle without.
+      num_labels: how many (static).
+
+    Returns:
+      [num_labels, dim]. Summed over the solid of a periodic cell it equals the volume force on the fluid to rounding.
+
+    Raises:
+      ValueError: operators without a mask, labels of another shape. TypeError: labels that are not integers.
+
+    Differentiable everywhere (linear).
+
+    Example:
+      >>> from jaxnm.stokes import zero_velocity
+      >>> grid, boundary = Grid((4, 4)), Boundary("periodic", "periodic")
+      >>> operators = discretize(grid, boundary, solid=jnp.zeros((4, 4), bool).at[1, 1].set(True))
+      >>> force_on_solid(operators, zero_velocity(grid, boundary), jnp.zeros((4, 4))).shape
+      (1, 2)
+    """
+    if operators.solid is None:
+        arguments.refuse("force_on_solid", "operators", "without a solid", "a mask", "pass solid=... to discretize")
+    shape = operators.grid.shape
+    marks = operators.solid.astype(jnp.int32) if labels is None else jnp.asarray(labels)
+    if not jnp.issubdtype(marks.dtype, jnp.integer):
+        got = f"of dtype {marks.dtype}"
+        arguments.refuse("force_on_solid", "labels", got, "integers", "label the obstacles", error=TypeError)
+    arguments.check_shape("force_on_solid", "labels", marks, f"{shape}", lambda s: s == shape)
+    arguments.check_count("force_on_solid", "num_labels", num_labels, minimum=1)
+    marks = jnp.where(operators.solid, marks.astype(jnp.int32), 0)
+    return _force_on_solid(operators, velocity, pressure, marks, num_labels)
+
+
+@partial(jax.jit, static_argnums=4)
+def _force_on_solid(
+    operators: StokesOperators, velocity: Velocity, pressure: Array, marks: Array, num_labels: int
+) -> Array:
+    grid, boundary, dtype = operators.grid, operators.boundary, pressure.dtype
+    spacing = [jnp.asarray(h).astype(dtype) for h in grid.spacing]
+    volume = jnp.prod(jnp.stack(spacing))
+    nu = jnp.asarray(operators.viscosity).astype(dtype)
+    active = operators.active_faces().components
+    columns = []
+    for c, u in enumerate(velocity.components):
+        below, above = (beside(marks, boundary, c, side) for side in (0, 1))
+        mark = jnp.maximum(below, above)
+        lower_fluid, upper_fluid = (beside(operators.fluid_cells(), boundary, c, side) for side in (0, 1))
+        p_below, p_above = (beside(pressure, boundary, c, side) for side in (0, 1))
+        push = jnp.where(lower_fluid, p_below, jnp.zeros_like(u)) - jnp.where(upper_fluid, p_above, jnp.zeros_like(u))
+        total = _by_label(jnp.where(active[c], jnp.zeros_like(u), push) * (volume / spacing[c]), mark, num_labels)
+        lower, upper = at_open_side(grid.shape[c], boundary, c)
+        mass = jnp.asarray(along(c, grid.dim, (1 - 0.5 * (lower | upper))), dtype)
+        for axis in range(grid.dim):
+            wrap = boundary.is_periodic(axis)
+            for side in (0, 1):
+                step = -1 if side else 1
+                wall = active[c] & (shift(mark, axis, step, wrap) > 0) & ~shift(active[c], axis, step, wrap)
+                weight = jnp.asarray(diagonal(operators, c, axis, side)).astype(dtype)
+                drag = jnp.where(wall, u, jnp.zeros_like(u)) * (weight * nu * volume / spacing[axis] ** 2)
+                drag = drag if axis == c else drag * mass
+                total = total + _by_label(drag, shift(mark, axis, step, wrap), num_labels)
+        columns.append(total)
+    return jnp.stack(columns, -1)
+
+
+def _by_label(values: Array, marks: Array, num_labels: int) -> Array:
+    """Sums [num_labels] over the places with mark 1, 2, ..."""
+    inside = (marks >= 1) & (marks <= num_labels)
+    slots = jnp.where(inside, marks - 1, num_labels)
+    return jnp.zeros(num_labels + 1, values.dtype).at[slots.reshape(-1)].add(values.reshape(-1))[:num_labels]
+
+
+def permeability(
+    solid: Bool[ArrayLike, "*cells"] | None = None,
+    *,
+    spacing: float | tuple[float, ...] = 1.0,
+    inverse_permeability: Float[ArrayLike, "*cells"] | None = None,
+    method: Method = "auto",
+    rtol: float | None = None,
+    dtype: Any = float,
+) -> Float[Array, "dim dim"]:
+    """The permeability tensor of a periodic cell: mean velocities (over the whole cell) of unit pressure gradients.
+
+    Args:
+      solid: [*cells] booleans in two or three dimensions, True in the solid.
+      spacing: size of a cell, one number or one an axis; K has its unit squared.
+      inverse_permeability: [*cells] in 1 / spacing^2, for porous or partial solids; differentiable.
+      method: as in `solve`.
+      rtol: as in `solve`.
+      dtype: float32 or float64.
+
+    Returns:
+      [dim, dim], symmetric: `mean u = -K grad p / nu`. NaN where the solution failed or nothing resists the flow.
+
+    Raises:
+      ValueError: neither mask nor drag, or fluid that does not hang together. TypeError: a mask that is not boolean.
+
+    Cost: one solution an axis, together under `vmap`.
+    Differentiable in the spacing and the inverse permeability.
+
+    Example:
+      >>> solid = jnp.zeros((4, 8), bool).at[:, 0].set(True)
+      >>> round(float(permeability(solid)[0, 0]), 4)
+      3.6458
+    """
+    cells = solid if solid is not None else inverse_permeability
+    if cells is None:
+        arguments.refuse("permeability", "solid", "None", "a mask, or inverse_permeability", "pass one of them")
+    shape = jnp.shape(cells)
+    sizes = spacing if isinstance(spacing, tuple) else (spacing,) * len(shape)
+    grid = Grid(shape, (0.0,) * len(shape), tuple(n * h for n, h in zip(shape, sizes, strict=True)))
+    boundary = Boundary("periodic", "periodic", "periodic")
+    operators = discretize(grid, boundary, solid=solid, inverse_permeability=inverse_permeability)
+    zero = zero_velocity(grid, boundary, dtype)
+    forces = Velocity(
+        *(
+            jnp.stack([jnp.full(part, 1.0 if driven == c else 0.0, zero.u.dtype) for driven in range(grid.dim)])
+            for c, part in enumerate(face_shapes(grid, boundary))
+        )
+    )
+    solution = jax.vmap(lambda force: solve(operators, force, method=method, rtol=rtol))(forces)
+    axes = tuple(range(1, grid.dim + 1))
+    means = jnp.stack([jnp.mean(part, axes) for part in solution.velocity.components])
+    bad = jnp.any(solution.status != 0) | jnp.asarray(any(operators.velocity_null_space))
+    return jnp.where(bad, jnp.full_like(means, jnp.nan), means)
