@@ -14,10 +14,16 @@ from typing import Any
 
 import jax
 
-from benchmarks import certificates, first_order, linalg
+from benchmarks import certificates, first_order, linalg, stokes
 from benchmarks.protocol import Outcome, Row, measure
 
-GROUPS = {"first_order": first_order.CASES, "certificates": certificates.CASES, "linalg": linalg.CASES}
+GROUPS = {
+    "first_order": first_order.CASES,
+    "certificates": certificates.CASES,
+    "linalg": linalg.CASES,
+    "stokes": stokes.CASES,
+}
+_PEERS = ("numpy", "scipy", "matfree", "autolyap", "pepit", "pyamg")
 CASES = {name: case for cases in GROUPS.values() for name, case in cases.items()}
 
 _LEGEND = """
@@ -102,7 +108,7 @@ def _environment() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "jax": jax.__version__,
-        "peers": ", ".join(f"{name} {_version(name)}" for name in ("numpy", "scipy", "matfree", "autolyap", "pepit")),
+        "peers": ", ".join(f"{name} {_version(name)}" for name in _PEERS),
         "device": f"{len(devices)} x {devices[0].platform} ({devices[0].device_kind})",
         "machine": f"{platform.machine()} {_processor()}, {os.cpu_count()} CPUs",
         "threads": f"{usable} for XLA; {', '.join(limits) or 'no other limit set'}; load {os.getloadavg()[0]:.1f}",

@@ -165,7 +165,7 @@ def _prepare(contender: Contender, error: Callable[[Any], float]) -> Prepared:
         temporary_bytes = None if memory is None else int(memory.temp_size_in_bytes)
         # the same call with other values must not trace again
         jax.block_until_ready(jitted(*contender.arguments))
-        jax.block_until_ready(jitted(*jax.tree.map(lambda leaf: leaf / 2, contender.arguments)))
+        jax.block_until_ready(jitted(*jax.tree.map(_halved, contender.arguments)))
         traces = counted
         function = compiled
     else:
@@ -189,6 +189,11 @@ def _prepare(contender: Contender, error: Callable[[Any], float]) -> Prepared:
         traces=traces,
         moved_bytes=sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves((contender.arguments, answer))),
     )
+
+
+def _halved(leaf: Any) -> Any:
+    """Half of a number; integers and booleans (pivots, masks) as they are."""
+    return leaf / 2 if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) else leaf
 
 
 def _interleave(contenders: list[Prepared], rounds: int, seconds: float) -> list[list[tuple[float, float]]]:

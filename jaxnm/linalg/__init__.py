@@ -3,9 +3,9 @@
 `factorizations`: LAPACK behind a guard (a matrix with inf or NaN returns NaN and never hangs), and products in full
 precision. `stein`: the discrete Lyapunov equation by doubling. `schur`: the complex Schur form of small matrices, and
 their eigenvalues with derivatives, where LAPACK is not at hand. `lanczos`: the ends and the density of the spectrum of
-a large symmetric operator that is known by its products. `krylov`: linear systems with such an operator. `transforms`:
-cosine, sine and Hartley transforms. `lmi`: small linear matrix inequalities. Everything is batched over leading axes,
-works under `jit`, `vmap`, `jvp` and `vjp`, and lowers to CPU, CUDA and TPU.
+a large symmetric operator that is known by its products. `krylov`: linear systems with such an operator. `transforms`,
+`transforms_nd`: cosine, sine and Hartley transforms. `lmi`: small linear matrix inequalities. Everything is batched
+over leading axes, works under `jit`, `vmap`, `jvp` and `vjp`, and lowers to CPU, CUDA and TPU.
 """
 
 from jaxnm.linalg.extreme_eigenvalues import ExtremeEigenvalues as ExtremeEigenvalues
@@ -44,3 +44,7 @@ from jaxnm.linalg.transforms import dst as dst
 from jaxnm.linalg.transforms import hartley as hartley
 from jaxnm.linalg.transforms import idct as idct
 from jaxnm.linalg.transforms import idst as idst
+from jaxnm.linalg.transforms_nd import dctn as dctn
+from jaxnm.linalg.transforms_nd import dstn as dstn
+from jaxnm.linalg.transforms_nd import idctn as idctn
+from jaxnm.linalg.transforms_nd import idstn as idstn

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int32
 
 from jaxnm import arguments
+from jaxnm.linalg.implicit import solve_implicitly
 from jaxnm.linalg.lanczos import Operator, checked_operator, dimension_of, divide, frozen_operator, norm, shapes_of
 from jaxnm.status import Status, first_failing
 from jaxnm.trees import all_finite, check_same_structure
@@ -213,21 +214,12 @@ def _solve(
 
     loop = minres_loop if name == "minres" else conjugate_gradient_loop
 
-    # The figures travel as unknowns of an identity: `has_aux` would batch them, and so the status and x, wherever
-    # tangents are batched, which jax.jacfwd refuses. Zero times the sum of all leaves gives each leaf a tangent, or a
-    # cotangent, where one has it: the rules of custom_linear_solve know no mixture.
-    def linked(tree: Any) -> Any:
-        total = 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
-        return jax.tree.map(lambda leaf: leaf + total, tree)
-
-    def solve(_: Any, b: Any) -> Any:
-        x, figures = _refined(loop, system, precondition, size_of_operator, b[0], jnp.maximum(rtol, eps), max_steps)
+    def solve(b: Any) -> tuple[Any, Array]:
+        x, figures = _refined(loop, system, precondition, size_of_operator, b, jnp.maximum(rtol, eps), max_steps)
         return x, jnp.stack(figures).astype(rtol.dtype)
 
-    extended = lambda pair: linked((system(pair[0]), pair[1]))
-    extended_right = linked((start, jnp.zeros(2, rtol.dtype)))
-    x, figures = linked(jax.lax.custom_linear_solve(extended, extended_right, solve, symmetric=True))
-    num_steps, code = detached(figures).astype(jnp.int32)
+    x, figures = solve_implicitly(system, start, solve, figures=jnp.zeros(2, rtol.dtype), symmetric=True)
+    num_steps, code = figures.astype(jnp.int32)
     x = project(x if initial is None else optax.tree.add(initial, x))
 
     # what came out, by products with the solution; all relative to |right|, so that squares do not overflow

@@ -1,7 +1,7 @@
 """The Stein (discrete Lyapunov) equation by doubling."""
 
 import math
-from functools import reduce
+from functools import partial, reduce
 
 import flax.struct
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Inexact, Int32, Num
 from jaxnm import arguments
 from jaxnm.linalg.blocks import map_blocks
 from jaxnm.linalg.factorizations import einsum
+from jaxnm.linalg.implicit import solve_implicitly
 from jaxnm.status import Status, first_failing
 
 # Up to this size a product is written out as a sum of n outer products along the batch: on a CPU that is several times
@@ -90,14 +91,16 @@ def _solve(a: Array, q: Array) -> SteinSolution:
 
 def _solve_block(a: Array, q: Array) -> SteinSolution:
     a, q = _batch_last(a), _batch_last(q)
-    x, converged = jax.lax.custom_linear_solve(
+    x, converged = solve_implicitly(
         lambda x: x - _image(a, x),
         q,
-        solve=lambda _, right: _double(a, right),
+        partial(_double, a),
         # the transpose of x -> a x a^H, without conjugation as JAX transposes, is x -> a^T x conj(a)
-        transpose_solve=lambda _, right: _double(a.swapaxes(0, 1), right),
-        has_aux=True,
+        transpose_solve=partial(_double, a.swapaxes(0, 1)),
+        figures=jnp.zeros(a.shape[2:], a.dtype),
+        member=lambda leaf: leaf.reshape(-1, *a.shape[2:])[0],
     )
+    converged = converged.real > 0.5
     image = _image(a, x)
     scale = _norm(image) + _norm(x) + _norm(q)
     residual = _norm(image - x + q) / jnp.maximum(scale, jnp.finfo(x.dtype).tiny)
@@ -118,7 +121,7 @@ def _batch_last(matrix: Array) -> Array:
 
 
 def _double(a: Array, q: Array) -> tuple[Array, Array]:
-    """(x, converged) for a, q [n, n, ...]; x is NaN in members that did not converge."""
+    """(x, 1 where converged) for a, q [n, n, ...]; x is NaN in members that did not converge."""
     n = a.shape[0]
     resolution = jnp.finfo(a.dtype)
     max_steps = jnp.int32(resolution.nmant + 8)
@@ -140,7 +143,7 @@ def _double(a: Array, q: Array) -> tuple[Array, Array]:
 
     no_member = jnp.zeros(a.shape[2:], bool)
     _, x, _, converged, _ = jax.lax.while_loop(unfinished, step, (a, q, jnp.int32(0), no_member, no_member))
-    return jnp.where(converged, x, jnp.full_like(x, jnp.nan)), converged
+    return jnp.where(converged, x, jnp.full_like(x, jnp.nan)), converged.astype(a.dtype)
 
 
 def _multiply(a: Array, b: Array) -> Array:

@@ -180,6 +180,21 @@ def hartley(
 def _checked(
     name: str, x: ArrayLike, kind: str, type: int, axis: int, norm: Norm, method: Method, inverse: bool = False
 ) -> Array:
+    x = check_options(name, x, type, axis, norm, method)
+    shortest = 2 if (kind, type) == ("cosine", 1) else 1
+    arguments.check_shape(
+        name,
+        "x",
+        x,
+        f"at least {shortest} along axis {axis}",
+        lambda shape: shape[axis] >= shortest,
+        "pass longer lines",
+    )
+    return _transform(x, kind, int(type), int(axis) % x.ndim, norm, method, inverse)
+
+
+def check_options(name: str, x: ArrayLike, type: int, axis: int, norm: Norm, method: Method) -> Array:
+    """The array, of a dtype that can be transformed, or an error about it or an option."""
     (x,) = arguments.to_arrays(name, x=x)
     arguments.check_real(name, "x", x)
     if x.dtype not in (jnp.float32, jnp.float64):
@@ -194,16 +209,7 @@ def _checked(
         if isinstance(value, bool) or value not in allowed:
             choices = ", ".join(map(repr, allowed)) or "an axis of an array that has one"
             arguments.refuse(name, argument, repr(value), choices, "see its docstring")
-    shortest = 2 if (kind, type) == ("cosine", 1) else 1
-    arguments.check_shape(
-        name,
-        "x",
-        x,
-        f"at least {shortest} along axis {axis}",
-        lambda shape: shape[axis] >= shortest,
-        "pass longer lines",
-    )
-    return _transform(x, kind, int(type), int(axis) % x.ndim, norm, method, inverse)
+    return x
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))

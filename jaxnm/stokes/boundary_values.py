@@ -104,10 +104,11 @@ class BoundaryValues:
 
     def _coordinates(self, axis: int, side: int, component: int) -> tuple[Array, ...]:
         grid = self.grid
-        lines = [grid.centres(other) for other in range(grid.dim)]
+        dtype = jnp.result_type(0.0, *grid.lower, *grid.upper)  # Python numbers among the corners adapt
+        lines = [grid.centres(other, dtype) for other in range(grid.dim)]
         if component not in (axis, _PRESSURE):
-            lines[component] = grid.faces(component)[unknown_slice(self.boundary, component)]
-        lines[axis] = grid.faces(axis)[-side][None]
+            lines[component] = grid.faces(component, dtype)[unknown_slice(self.boundary, component)]
+        lines[axis] = grid.faces(axis, dtype)[-side][None]
         return tuple(jnp.squeeze(x, axis) for x in jnp.meshgrid(*lines, indexing="ij"))
 
 
@@ -119,7 +120,9 @@ def boundary_values(grid: Grid, boundary: Boundary) -> BoundaryValues:
       boundary: the same.
 
     Returns:
-      `BoundaryValues`, whose arrays are leaves: they may be traced, mapped over and differentiated.
+      `BoundaryValues`, whose arrays are leaves: they may be traced and mapped over.
+
+    Differentiable in the values.
 
     Example:
       >>> lid = boundary_values(Grid((4, 4)), Boundary()).set("y", "upper", tangential=1.0)

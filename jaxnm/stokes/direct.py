@@ -46,9 +46,8 @@ class _Axis:
     signs: tuple[float, ...]
     """A channel: +1 for no slip, -1 for do-nothing."""
     symmetric: bool
-    constant_on_cells: bool
-    """Whether Phi has a constant, its first member, and Psi."""
     constant_on_faces: bool
+    """Whether Psi has a constant, its first member."""
 
 
 def _axis(n: int, boundary: Boundary, axis: int) -> _Axis:
@@ -66,7 +65,6 @@ def _axis(n: int, boundary: Boundary, axis: int) -> _Axis:
         groups=tuple(groups),
         signs=tuple(signs),
         symmetric=symmetric,
-        constant_on_cells=boundary.is_periodic(axis) or not any(boundary.is_open(axis)),
         constant_on_faces=boundary.is_periodic(axis) or all(boundary.is_open(axis)),
     )
 
@@ -113,6 +111,7 @@ def factorize_box(grid: Grid, boundary: Boundary, dtype: Any) -> DirectFactor:
             # u beside the sides of y, one system a mode of x; v beside the sides of x, one a mode of y
             u_block = y_flexibility + einsum("kl,l,ls,lt->kst", weight, b_part**2, cy_part, cy_part)
             v_block = x_flexibility + einsum("kl,k,ks,kt->lst", weight, a_part**2, cx_part, cx_part)
+            u_block, v_block = _regular(u_block, a_part), _regular(v_block, b_part)
             coupling = -einsum("kl,k,l,lt,ks->ktls", weight, a_part, b_part, cy_part, cx_part)
             if _eliminates_u(coupling.shape):
                 blocks.append(_factor_block(u_block, coupling, v_block))
@@ -140,6 +139,7 @@ def trace_blocks(grid: Grid, boundary: Boundary, dtype: Any) -> list[tuple[Array
             u_block = u_block + einsum("kl,ls,lt->kst", weight, cy_part, cy_part)
             v_block = _flexibility(axes[0].signs[x_channels], spacing[0])
             v_block = v_block + einsum("kl,ks,kt->lst", weight, cx_part, cx_part)
+            u_block, v_block = _regular(u_block, a_part), _regular(v_block, b_part)
             blocks.append((u_block, v_block, _squares(weight, a_part, b_part, cx_part, cy_part)))
     return blocks
 
@@ -165,11 +165,12 @@ def solve_box(factor: DirectFactor, force: Velocity, divergence: Array) -> tuple
     hx, hy = (jnp.asarray(h).astype(dtype) for h in grid.spacing)
     mx, my = (spectral.root_mass(n, boundary, axis, force.u) for axis, n in enumerate(grid.shape))
     f1, f2 = force.u / mx, force.v / my
-    x_cells, y_cells = axes[0].cells, axes[1].cells
-    to_modes = lambda cells: x_cells.analyse(y_cells.analyse(cells, 1), 0)
+    bases = axes[0].cells, axes[1].cells
+    to_modes = lambda cells: spectral.analyse_cells(cells, bases)
     # a f1 and b f2, from the derivatives: nothing but cells is transformed
     along_x = to_modes(spectral.slope_adjoint(f1, axes[0].n, boundary, 0, hx))
     along_y = to_modes(spectral.slope_adjoint(f2, axes[1].n, boundary, 1, hy))
+    along_x, along_y = jax.lax.optimization_barrier((along_x, along_y))
     column, row = a[:, None], b[None]
     inverse = _inverse(column**2 + row**2)
     square = inverse**2
@@ -187,9 +188,11 @@ def solve_box(factor: DirectFactor, force: Velocity, divergence: Array) -> tuple
         vorticity = (row * change_u - column * change_v) * square
         u_modes, v_modes = u_modes - row * vorticity, v_modes + column * vorticity
         pressure_modes = pressure_modes - (column * change_u + row * change_v) * inverse
-    u = axes[0].faces.synthesise(_cells_to_faces(y_cells.synthesise(u_modes, 1), axes[0], 0), 0)
-    v = axes[1].faces.synthesise(_cells_to_faces(x_cells.synthesise(v_modes, 0), axes[1], 1), 1)
-    pressure = x_cells.synthesise(y_cells.synthesise(pressure_modes, 1), 0)
+    # kept apart: the transforms read each number several times, and XLA would compute it again for each
+    u_modes, v_modes, pressure_modes = jax.lax.optimization_barrier((u_modes, v_modes, pressure_modes))
+    u = spectral.synthesise_faces(u_modes, bases, axes[0].faces, 0)
+    v = spectral.synthesise_faces(v_modes, bases, axes[1].faces, 1)
+    pressure = spectral.synthesise_cells(pressure_modes, bases)
     if axes[0].constant_on_faces:
         u = u + _uniform_flow(f1, 0, axes, hy)
     if axes[1].constant_on_faces:
@@ -227,6 +230,12 @@ def _inverse(x: Array) -> Array:
 def _flexibility(signs: Sequence[float], spacing: Array) -> Array:
     """W^-1 [1, t, t]."""
     return (jnp.diag(jnp.asarray(signs, spacing.dtype)) * (spacing**2 / 2))[None]
+
+
+def _regular(block: Array, singular_values: Array) -> Array:
+    """Modes without a slope have no trace; their block, zero up to rounding beside do-nothing sides, is replaced."""
+    identity = jnp.eye(block.shape[-1], dtype=block.dtype)[None]
+    return jnp.where((singular_values == 0)[:, None, None], identity, block)
 
 
 def _eliminates_u(shape: tuple[int, ...]) -> bool:
@@ -277,14 +286,6 @@ def _solve_traces(factor: DirectFactor, axes: Sequence[_Axis], for_u: Array, for
             u = u.at[x_modes, y_channels].set(first)
             v = v.at[y_modes, x_channels].set(second)
     return u, v
-
-
-def _cells_to_faces(modes: Array, axis: _Axis, number: int) -> Array:
-    if axis.constant_on_cells == axis.constant_on_faces:
-        return modes
-    if axis.constant_on_cells:
-        return jax.lax.slice_in_dim(modes, 1, axis.n, axis=number)
-    return jnp.pad(modes, [(1, 0) if d == number else (0, 0) for d in (0, 1)])
 
 
 def _uniform_flow(force: Array, number: int, axes: Sequence[_Axis], spacing: Array) -> Array:

@@ -340,7 +340,7 @@ def permeability(
     Example:
       >>> solid = jnp.zeros((4, 8), bool).at[:, 0].set(True)
       >>> round(float(permeability(solid)[0, 0]), 4)
-      3.6458
+      3.7188
     """
     cells = solid if solid is not None else inverse_permeability
     if cells is None:

@@ -138,6 +138,15 @@ def face_shapes(grid: Grid, boundary: Boundary) -> tuple[tuple[int, ...], ...]:
     On its own axis a component has n - 1 unknown faces between two walls (or inflow sides), n where periodic, and one
     more for each open side; on the other axes n.
 
+    Args:
+      grid: the cells.
+      boundary: the kinds of the sides.
+
+    Returns:
+      a shape a component.
+
+    Not differentiable: static numbers.
+
     Example:
       >>> face_shapes(Grid((4, 8)), Boundary(x=("inflow", "outflow")))
       ((4, 8), (4, 7))
@@ -156,6 +165,16 @@ def num_faces(n: int, boundary: Boundary, axis: int) -> int:
 def zero_velocity(grid: Grid, boundary: Boundary, dtype: Any = float) -> Velocity:
     """Zeros on every unknown face: a force to start from.
 
+    Args:
+      grid: the cells.
+      boundary: the kinds of the sides.
+      dtype: of the zeros.
+
+    Returns:
+      `Velocity`.
+
+    Differentiable (a constant).
+
     Example:
       >>> zero_velocity(Grid((4, 4)), Boundary()).u.shape
       (3, 4)
@@ -165,6 +184,17 @@ def zero_velocity(grid: Grid, boundary: Boundary, dtype: Any = float) -> Velocit
 
 def positions(grid: Grid, boundary: Boundary, component: int, dtype: Any = float) -> tuple[Array, ...]:
     """Coordinates (x, y[, z]) of the unknown faces of a component, each of the component's shape.
+
+    Args:
+      grid: the cells.
+      boundary: the kinds of the sides.
+      component: 0, 1 or 2 (static).
+      dtype: of the coordinates.
+
+    Returns:
+      an array an axis.
+
+    Differentiable in the corners of the grid.
 
     Example:
       >>> positions(Grid((2, 2)), Boundary(), 0)[0]

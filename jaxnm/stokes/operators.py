@@ -268,7 +268,7 @@ def diagonal(operators: StokesOperators, component: int, axis: int, side: int) -
         line = np.where(at_side & boundary.is_open(axis)[side], 0.0, 1.0)
     else:
         line = np.where(at_side, 2.0 if boundary[axis][side] in REFLECTED else 0.0, 1.0)
-    line = along(axis, grid.dim, line)
+    line = along(axis, grid.dim, line.astype(np.float32))  # small integers, exact in every dtype
     if operators.solid is None or axis == component:
         return line
     # A neighbour with solid on both sides lies inside a flat wall.
@@ -286,7 +286,7 @@ def _laplacian(operators: StokesOperators, velocity: Velocity) -> Velocity:
     grid, boundary = operators.grid, operators.boundary
     results = []
     for c, u in enumerate(velocity.components):
-        number = lambda value, dtype=u.dtype: jnp.asarray(value).astype(dtype)
+        number = lambda value, dtype=u.dtype: jnp.asarray(value, dtype)
         active = None if operators.solid is None else number(_active(operators, c))
         u = u if active is None else u * active
         mass = number(along(c, grid.dim, mass_line(operators, c)))

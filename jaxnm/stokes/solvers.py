@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int32
 
 from jaxnm import arguments
+from jaxnm.linalg.implicit import solve_implicitly
 from jaxnm.linalg.krylov import conjugate_gradient_loop, minres_loop
 from jaxnm.status import Status, first_failing
 from jaxnm.stokes import multigrid, preconditioners
@@ -311,30 +312,20 @@ def _linear_solve(
     """
     cells = jnp.zeros(operators.grid.shape, force.u.dtype) if mass is None else mass
 
-    # The figures travel as unknowns of an identity, and every leaf depends on every other, by zero times one entry:
-    # custom_linear_solve allows neither auxiliary output under batched tangents nor leaves without one.
-    def linked(tree: Any) -> Any:
-        total = sum(0 * leaf.reshape(-1)[0] for leaf in jax.tree.leaves(tree))
-        return jax.tree.map(lambda leaf: leaf + total, tree)
-
-    def system(unknowns: Any) -> Any:
-        return linked((*_regular(operators, unknowns[0], unknowns[1]), unknowns[2]))
-
     frozen, factor = jax.lax.stop_gradient((operators, factor))
 
-    def inverse(_: Any, right: Any) -> Any:
-        # differentiated right-hand sides may have a divergence where the first had none
-        w, p, steps, code = _invert(frozen, factor, right[0], right[1], rtol, max_steps)
+    def inverse(right: Any) -> tuple[Any, Array]:
+        w, p, steps, code = _invert(frozen, factor, *right, rtol, max_steps)
         for _ in range(refinements):
-            image = _regular(frozen, w, p)
-            rest = jax.tree.map(jnp.subtract, (right[0], right[1]), image)
+            rest = jax.tree.map(jnp.subtract, right, _regular(frozen, w, p))
             dw, dp, more, code = _invert(frozen, factor, *rest, rtol, max_steps)
             w, p, steps = optax.tree.add(w, dw), p + dp, steps + more
-        return linked((w, p, jnp.stack([steps, code]).astype(p.dtype)))
+        return (w, p), jnp.stack([steps, code]).astype(p.dtype)
 
-    start = linked((force, cells, jnp.zeros(2, cells.dtype)))
-    w, p, figures = linked(jax.lax.custom_linear_solve(system, start, inverse, symmetric=True))
-    return w, p, jax.lax.stop_gradient(figures).astype(jnp.int32)
+    system = lambda unknowns: _regular(operators, *unknowns)
+    figures = jnp.zeros(2, cells.dtype)
+    (w, p), figures = solve_implicitly(system, (force, cells), inverse, figures=figures, symmetric=True)
+    return w, p, figures.astype(jnp.int32)
 
 
 def _regular(operators: StokesOperators, w: Velocity, p: Array) -> tuple[Velocity, Array]:

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxnm.linalg.transforms import dct, dst, hartley, idct, idst
+from jaxnm.linalg.transforms_nd import transform_pair
 from jaxnm.stokes.grid import REFLECTED, Boundary, Velocity
 from jaxnm.stokes.operators import StokesOperators, at_open_side, beside
 
@@ -116,6 +117,50 @@ def _circle(n: int) -> tuple[float, ...]:
 def _line(values: np.ndarray, axis: int, like: Array) -> Array:
     """A vector along one axis, to broadcast against `like` and of its dtype."""
     return jnp.asarray(values, like.dtype).reshape([-1 if a == axis % like.ndim else 1 for a in range(like.ndim)])
+
+
+def analyse_cells(cells: Array, bases: tuple[Basis, Basis]) -> Array:
+    """Coefficients of a field on the cells of two axes."""
+    if _is_pair(bases):
+        return transform_pair(cells, (bases[0].kind, bases[1].kind), inverse=False)
+    return bases[0].analyse(bases[1].analyse(cells, 1), 0)
+
+
+def synthesise_cells(modes: Array, bases: tuple[Basis, Basis]) -> Array:
+    """The inverse of `analyse_cells`."""
+    if _is_pair(bases):
+        return transform_pair(modes, (bases[0].kind, bases[1].kind), inverse=True)
+    return bases[0].synthesise(bases[1].synthesise(modes, 1), 0)
+
+
+def synthesise_faces(modes: Array, bases: tuple[Basis, Basis], faces: Basis, axis: int) -> Array:
+    """A velocity across an axis from its coefficients in the order of the modes of the cells.
+
+    Between walls the sine at a face is the mean of its values half a step beside it over cos(theta / 2), so that all
+    fast transforms are of one kind. The division costs no accuracy where the coefficients fall off as a velocity's do.
+    """
+    n = len(bases[axis].angles)
+    if not (_is_pair(bases) and faces.kind == "sine" and faces.type == 1):
+        if len(faces.angles) != n:  # a constant on the cells or on the faces has no counterpart
+            ends = [(0, 0), (0, 0)]
+            ends[axis] = (1, 0)
+            grows = len(faces.angles) > n
+            modes = jnp.pad(modes, ends) if grows else jax.lax.slice_in_dim(modes, 1, n, axis=axis)
+        other = bases[1 - axis].synthesise(modes, 1 - axis)
+        return faces.synthesise(other, axis)
+    half = 1 / np.cos(np.asarray(bases[axis].angles) / 2)
+    scaled = modes * _line(half, axis, modes)
+    # sines of type 2 begin with the mode that cosines have second, and end with one that is not needed
+    shifted = jnp.roll(scaled, -1, axis) * _line(np.arange(n) < n - 1, axis, modes)
+    kinds = ("sine", bases[1].kind) if axis == 0 else (bases[0].kind, "sine")
+    values = transform_pair(shifted, kinds, inverse=True)
+    lower, upper = (jax.lax.slice_in_dim(values, i, n - 1 + i, axis=axis) for i in (0, 1))
+    return (lower + upper) / 2
+
+
+def _is_pair(bases: tuple[Basis, Basis]) -> bool:
+    """Whether both axes have transforms of type 2, long enough for an FFT."""
+    return all(basis.type == 2 and len(basis.angles) > _LARGEST_PRODUCT for basis in bases)
 
 
 def root_mass(n: int, boundary: Boundary, axis: int, like: Array) -> Array:

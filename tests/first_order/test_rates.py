@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from jaxnm import first_order
 from jaxnm.first_order import StateSpace, is_stable, quadratic_rate, stability_limit, worst_curvature
@@ -53,17 +52,23 @@ def _with_interior_maximum():
     raise AssertionError("no example found")
 
 
+_in_all = jax.jit(jax.value_and_grad(quadratic_rate, argnums=(0, 1, 2)))
+
+
 def test_interior_maximum_of_three_states():
     A, B, C = _with_interior_maximum()
     method = first_order.state_space(*map(jnp.asarray, (A, B, C)))
-    rate, worst = float(quadratic_rate(method, _MU, _L)), float(worst_curvature(method, _MU, _L))
+    rate, slopes = _in_all(method, jnp.asarray(_MU), jnp.asarray(_L))
+    # in a batch of the size of the tests above, which is compiled
+    batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], 100, 0), (method, _MU, _L))
+    rate, worst = float(rate), float(_worst(*batch)[0])
     curvatures = np.linspace(_MU, _L, 20_001)
     values = _dense_rates(A[None], B[None], C[None], curvatures)[0]
     assert _MU < worst < _L
     assert rate >= values.max()
     assert rate == pytest.approx(values.max(), rel=1e-6)
     # a smooth interior maximum: moving the ends of the interval changes nothing
-    assert jax.grad(quadratic_rate, argnums=(1, 2))(method, _MU, _L) == (0, 0)
+    assert slopes[1:] == (0, 0)
 
 
 def test_heavy_ball_has_rate_sqrt_momentum_exactly_where_theory_says():
@@ -92,10 +97,10 @@ def test_stability_limit_extremes():
     assert float(stability_limit(first_order.gradient_descent(0.0))) == 0  # the eigenvalue 1 never moves
     damped = first_order.state_space(jnp.diag(jnp.array([0.5, 0.2])), jnp.zeros(2), jnp.ones(2))
     assert float(stability_limit(damped)) == np.inf
-    three = first_order.state_space(0.5 * jnp.eye(3), jnp.zeros(3), jnp.ones(3))
-    assert float(stability_limit(three)) == np.inf
-    unstable = first_order.state_space(2.0 * jnp.eye(3), jnp.zeros(3), jnp.ones(3))
-    assert float(stability_limit(unstable)) == 0
+    # three states, stable and unstable, in a batch of the size of the next test, so that it compiles once
+    A = jnp.concatenate([jnp.tile(factor * jnp.eye(3), (30, 1, 1)) for factor in (0.5, 2.0)])
+    limits = _limits(StateSpace(A, jnp.zeros((60, 3)), jnp.ones((60, 3))))
+    np.testing.assert_array_equal(limits, np.repeat([np.inf, 0], 30))
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -128,20 +133,36 @@ def test_zero_curvature_has_rate_one():
         assert float(quadratic_rate(method, 0.0, 1.0)) == pytest.approx(1, abs=1e-15)
 
 
-def test_derivatives():
-    """Away from ties and double roots, to second order for n = 2 and, by implicit differentiation, first for n = 3."""
-    rate = lambda a, b, mu, L: quadratic_rate(first_order.nesterov(a, b), mu, L)
-    check_grads(jax.jit(rate), (0.7, 0.4, 0.1, 1.0), order=2)
-    limit = lambda a, b: stability_limit(first_order.nesterov(a, b))
-    check_grads(jax.jit(limit), (0.7, 0.4), order=2)
+def test_derivatives_of_two_states():
+    """Away from ties and double roots, to second order: by reverse mode, and by forward over reverse."""
 
-    def chain(a):
+    def both(x):
+        method = first_order.nesterov(x[0], x[1])
+        return jnp.stack([quadratic_rate(method, x[2], x[3]), stability_limit(method)])
+
+    orders = jax.jit(jax.vmap(lambda x: (both(x), jax.jacrev(both)(x), jax.jacfwd(jax.jacrev(both))(x))))
+    point, shifts = np.array([[0.7, 0.4, 0.1, 1.0]]), 1e-5 * np.eye(4)
+    values, gradients, hessians = orders(jnp.asarray(np.concatenate([point, point + shifts, point - shifts])))
+    for lower, higher in ((values, gradients), (gradients, hessians)):
+        differences = np.moveaxis(np.asarray(lower[1:5] - lower[5:]) / 2e-5, 0, -1)
+        assert (np.abs(differences).max(tuple(range(1, differences.ndim))) > 0.1).all()
+        np.testing.assert_allclose(higher[0], differences, rtol=1e-6, atol=1e-6)
+
+
+def test_derivatives_of_three_states():
+    """By implicit differentiation, to first order."""
+
+    def both(a):
         A = jnp.stack([jnp.stack([1.0, -0.3 * a, -0.2 * a]), jnp.array([0, 0.3, 0]), jnp.array([0, 0.3, 0.2])])
-        return first_order.state_space(A, jnp.stack([-a, 1.0, 1.0]), jnp.array([1.0, 0, 0]))
+        chain = first_order.state_space(A, jnp.stack([-a, 1.0, 1.0]), jnp.array([1.0, 0, 0]))
+        return jnp.stack([quadratic_rate(chain, 0.1, 1.0), stability_limit(chain)])
 
-    for value in (jax.jit(lambda a: quadratic_rate(chain(a), 0.1, 1.0)), jax.jit(lambda a: stability_limit(chain(a)))):
-        difference = (value(0.4 + 1e-6) - value(0.4 - 1e-6)) / 2e-6
-        assert float(jax.grad(value)(0.4)) == pytest.approx(float(difference), rel=1e-6)
+    def values_and_slopes(a):
+        values, pullback = jax.vjp(both, a)
+        return values, jax.vmap(pullback)(jnp.eye(2))[0]
+
+    values, slopes = jax.jit(jax.vmap(values_and_slopes))(0.4 + 1e-6 * jnp.array([-1.0, 0, 1]))
+    np.testing.assert_allclose(slopes[1], (values[2] - values[0]) / 2e-6, rtol=1e-6)
 
 
 def test_the_two_realizations_of_momentum_have_one_rate():

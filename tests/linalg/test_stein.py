@@ -158,3 +158,11 @@ def test_cancellation_in_float32_is_reported():
             assert float(solution.residual) <= np.sqrt(np.finfo(np.float32).eps)
         found += int(solution.status) != Status.OK
     assert found > 0
+
+
+def test_every_composition_of_forward_and_reverse_agrees():
+    a, q = jnp.asarray([[0.3, 0.2], [-0.1, 0.4]]), jnp.eye(2)
+    entry = lambda a: solve_discrete_lyapunov(a, q).x[0, 1]
+    second = [outer(inner(entry))(a) for outer in (jax.jacfwd, jax.jacrev) for inner in (jax.jacfwd, jax.jacrev)]
+    for found in second[1:]:
+        np.testing.assert_allclose(found, second[0], rtol=1e-12, atol=1e-12)
