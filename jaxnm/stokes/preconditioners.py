@@ -1,4 +1,7 @@
-"""Approximate inverses for domains with solids or drag: multigrid on the Laplacian and on Darcy operators."""
+"""Approximate inverses for domains with solids or drag: multigrid on the Laplacian and on Darcy operators.
+
+Several fields (the velocity components, the pressure) go through one cycle together, stacked and padded to one shape.
+"""
 
 from typing import Any
 
@@ -9,15 +12,47 @@ from jaxtyping import Array
 
 from jaxnm.linalg.krylov import conjugate_gradient_loop
 from jaxnm.stokes import multigrid
-from jaxnm.stokes.grid import Velocity
+from jaxnm.stokes.grid import Velocity, face_shapes
 from jaxnm.stokes.operators import StokesOperators, all_faces, along, diagonal, drag_on_faces, mass_line
 
 _MOBILITY_STEPS = 10
 
 
-def velocity_levels(operators: StokesOperators, dtype: Any) -> list[list[multigrid.Level]]:
-    """A, one component after the other, and its coarser versions."""
-    return [multigrid.hierarchy(_velocity_level(operators, c, dtype)) for c in range(operators.grid.dim)]
+def velocity_levels(operators: StokesOperators, dtype: Any) -> list[multigrid.Level]:
+    """A and its coarser versions, [dim, ...]."""
+    return _hierarchy(operators, [_velocity_level(operators, c, dtype) for c in range(operators.grid.dim)])
+
+
+def cycle(levels: list[multigrid.Level], fields: tuple[Array, ...]) -> tuple[Array, ...]:
+    """One multigrid cycle for each field of a hierarchy."""
+    shape = levels[0].stiffness.shape[1:]
+    padded = jnp.stack([_padded(field, shape) for field in fields])
+    results = jax.vmap(multigrid.cycle)(levels, padded)
+    return tuple(
+        jax.lax.slice(result, (0,) * field.ndim, field.shape) for result, field in zip(results, fields, strict=True)
+    )
+
+
+def velocity_cycle(levels: list[multigrid.Level], right: Velocity) -> Velocity:
+    """One multigrid cycle for A."""
+    return Velocity(*cycle(levels, right.components))
+
+
+def joined(first: list[multigrid.Level], second: list[multigrid.Level]) -> list[multigrid.Level]:
+    """The hierarchies of more fields as one."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+def _padded(field: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.pad(field, [(0, wanted - n) for wanted, n in zip(shape, field.shape, strict=True)])
+
+
+def _hierarchy(operators: StokesOperators, levels: list[multigrid.Level]) -> list[multigrid.Level]:
+    """Operators of several fields, padded by places without an unknown, and their coarser versions, stacked."""
+    shapes = (*face_shapes(operators.grid, operators.boundary), operators.grid.shape)
+    shape = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+    stacked = jax.tree.map(lambda *arrays: jnp.stack([_padded(array, shape) for array in arrays]), *levels)
+    return jax.vmap(multigrid.hierarchy)(stacked)
 
 
 def _velocity_level(operators: StokesOperators, c: int, dtype: Any) -> multigrid.Level:
@@ -54,9 +89,7 @@ def simple_levels(operators: StokesOperators, dtype: Any) -> list[multigrid.Leve
     return _darcy_levels(operators, Velocity(*diagonals), dtype)
 
 
-def mobility_levels(
-    operators: StokesOperators, levels: list[list[multigrid.Level]], dtype: Any
-) -> list[multigrid.Level]:
+def mobility_levels(operators: StokesOperators, levels: list[multigrid.Level], dtype: Any) -> list[multigrid.Level]:
     """Darcy flow B diag(k) B^T with the mobility k = A^-1 1 that a face has in the domain.
 
     k is the velocity that a unit force would give without pressure: Poiseuille's profile in a channel, 1 / drag in a
@@ -69,11 +102,6 @@ def mobility_levels(
         operators.laplacian, lambda right: velocity_cycle(levels, right), ones, tolerance, jnp.int32(_MOBILITY_STEPS)
     )[0]
     return _darcy_levels(operators, jax.tree.map(lambda k: jnp.maximum(k, 0), mobility), dtype)
-
-
-def velocity_cycle(levels: list[list[multigrid.Level]], right: Velocity) -> Velocity:
-    """One multigrid cycle for A, a component at a time."""
-    return Velocity(*(multigrid.cycle(*pair) for pair in zip(levels, right.components, strict=True)))
 
 
 def _darcy_levels(operators: StokesOperators, mobility: Velocity, dtype: Any) -> list[multigrid.Level]:
@@ -89,4 +117,4 @@ def _darcy_levels(operators: StokesOperators, mobility: Velocity, dtype: Any) ->
         lower, upper = (jax.lax.slice_in_dim(face, i, n + i, axis=axis) for i in (0, 1))
         stiffness = stiffness + lower + upper
         couplings.append(upper * _inner(grid.shape, boundary, axis, dtype))
-    return multigrid.hierarchy(multigrid.Level(tuple(couplings), stiffness, jnp.zeros_like(stiffness)))
+    return _hierarchy(operators, [multigrid.Level(tuple(couplings), stiffness, jnp.zeros_like(stiffness))])

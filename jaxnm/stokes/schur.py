@@ -121,7 +121,8 @@ def schur_eigenvalues(operators: StokesOperators) -> Float[Array, "count"]:
     count = count_nonunit_eigenvalues(operators.grid, operators.boundary, operators.solid)
     if operators.solid is None and operators.grid.dim == 2:
         return _box_eigenvalues(operators, count)
-    return _dense_eigenvalues(operators, count)
+    shifts = _dense_shifts(operators)
+    return jnp.sort(1 - shifts[jnp.argsort(-jnp.abs(shifts))[:count]])
 
 
 @partial(jax.jit, static_argnums=1)
@@ -134,6 +135,8 @@ def _box_eigenvalues(operators: StokesOperators, count: int) -> Array:
     found = []
     for u_flexibility, v_flexibility, squares in blocks:
         size = squares.shape[0]
+        if size == 0:
+            continue
         values, vectors = eigh(squares)
         root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None]
         inverse = jnp.zeros((size, size), squares.dtype)
@@ -149,15 +152,15 @@ def _box_eigenvalues(operators: StokesOperators, count: int) -> Array:
     return jnp.sort(1 - shifts[jnp.argsort(-jnp.abs(shifts))[:count]])
 
 
-@partial(jax.jit, static_argnums=1)
-def _dense_eigenvalues(operators: StokesOperators, count: int) -> Array:
+@jax.jit
+def _dense_shifts(operators: StokesOperators) -> Array:
+    """Distances of all eigenvalues from one; the number of those that count is not static here, to compile once."""
     matrix = SchurComplement(operators).to_dense()
     idle = ~operators.fluid_cells().reshape(-1)
     for vector in SchurComplement(operators).null_space:  # the zero becomes a one
         unit = vector.reshape(-1) / jnp.sqrt(jnp.sum(vector))
         matrix = matrix + jnp.outer(unit, unit)
-    shifts = 1 - eigh(matrix + jnp.diag(idle.astype(matrix.dtype))).values
-    return jnp.sort(1 - shifts[jnp.argsort(-jnp.abs(shifts))[:count]])
+    return 1 - eigh(matrix + jnp.diag(idle.astype(matrix.dtype))).values
 
 
 def schur_extremes(

@@ -19,7 +19,7 @@ from jaxnm import arguments
 from jaxnm.linalg.implicit import solve_implicitly
 from jaxnm.linalg.krylov import conjugate_gradient_loop, minres_loop
 from jaxnm.status import Status, first_failing
-from jaxnm.stokes import multigrid, preconditioners
+from jaxnm.stokes import preconditioners
 from jaxnm.stokes.boundary_values import BoundaryValues, right_hand_side
 from jaxnm.stokes.direct import DirectFactor, factorize_box, solve_box
 from jaxnm.stokes.grid import Velocity, check_velocity
@@ -401,7 +401,7 @@ def _schur_cg(
     project = partial(_without_mean, operators) if operators.pressure_null_space else lambda p: p
     precondition = project
     if factor.pressure_levels is not None:
-        precondition = lambda p: project(multigrid.cycle(factor.pressure_levels, p))
+        precondition = lambda p: project(preconditioners.cycle(factor.pressure_levels, (p,))[0])
     first = inverse(force)
     product = lambda p: project(operators.divergence(inverse(operators.gradient(p))))
     right = project(operators.divergence(first) - mass)
@@ -420,14 +420,16 @@ def _minres(
 ) -> _Result:
     project = partial(_without_mean, operators) if operators.pressure_null_space else lambda p: p
 
+    levels = preconditioners.joined(factor.velocity_levels, factor.pressure_levels)
+
     def product(unknowns: Any) -> Any:
         w, p = unknowns
         return jax.tree.map(jnp.add, operators.laplacian(w), operators.gradient(p)), project(operators.divergence(w))
 
     def precondition(residual: Any) -> Any:
         r, s = residual
-        darcy = multigrid.cycle(factor.pressure_levels, s)
-        return preconditioners.velocity_cycle(factor.velocity_levels, r), project(s + darcy)
+        *parts, darcy = preconditioners.cycle(levels, (*r.components, s))
+        return Velocity(*parts), project(s + darcy)
 
     (w, p), steps, code = minres_loop(product, precondition, (force, project(mass)), rtol, max_steps)
     return w, p, steps, code
