@@ -76,7 +76,9 @@ PUBLIC_MODULES = [
     "jaxnm.trees",
     "jaxnm.linalg",
     "jaxnm.first_order",
+    "jaxnm.stokes",
     "jaxnm.plot.first_order",
+    "jaxnm.plot.stokes",
 ]
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from examples import certified_rates, optimizer_rates
+from examples import certified_rates, optimizer_rates, stokes_flow
 
 FOLDER = Path("build/tour")
 CHAPTERS = {
     "What rate will my optimizer have?": optimizer_rates,
     "Is that rate proved for every such function?": certified_rates,
+    "How does a slow fluid pass these obstacles?": stokes_flow,
 }
 
 

@@ -46,7 +46,7 @@ def solve_implicitly(
         entries = [member(leaf) for leaf in jax.tree.leaves(tree)]
         if guarded:  # a result that is not finite spoils no figure
             entries = [jnp.where(jnp.isfinite(entry), entry, jnp.zeros_like(entry)) for entry in entries]
-        total = sum(0 * entry for entry in entries)
+        total = sum((0 * entry for entry in entries[1:]), 0 * entries[0])
         spread = lambda leaf: total.reshape((1,) * (leaf.ndim - total.ndim) + total.shape)
         return jax.tree.map(lambda leaf: leaf + spread(leaf), tree)
 

@@ -231,7 +231,7 @@ def _solve(
     reach = norm(found)
     found = divide(found, jnp.where(reach > 0, reach, 1))
     image, product = unit(image), divide(optax.tree.sub(detached(right), residual), jnp.where(reach > 0, reach, 1))
-    asymmetry = optax.tree.vdot(found, image) - optax.tree.vdot(unit(detached(right)), product)
+    asymmetry = jnp.subtract(optax.tree.vdot(found, image), optax.tree.vdot(unit(detached(right)), product))
     asymmetric = jnp.abs(asymmetry) > math.sqrt(eps) * (norm(image) + norm(product))
     status = first_failing(
         (~finite, Status.NONFINITE_INPUT),
@@ -262,7 +262,7 @@ def _orthonormal(vectors: list[Any]) -> list[Any]:
 def _without(basis: list[Any], vector: Any) -> Any:
     """The vector without its parts along the vectors of an orthonormal basis."""
     for direction in basis:
-        vector = optax.tree.add_scale(vector, -optax.tree.vdot(direction, vector), direction)
+        vector = optax.tree.add_scale(vector, jnp.negative(optax.tree.vdot(direction, vector)), direction)
     return vector
 
 

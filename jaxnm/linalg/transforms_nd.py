@@ -147,18 +147,19 @@ def _checked(
 ) -> Array:
     ndim = jnp.ndim(x)
     chosen = tuple(range(ndim)) if axes is None else tuple(axes)
-    for axis in chosen or (0,):
-        x = check_options(name, x, type, axis, norm, method)
+    array = check_options(name, x, type, 0, norm, method)
+    for axis in chosen:
+        check_options(name, x, type, axis, norm, method)
     chosen = tuple(int(axis) % ndim for axis in chosen)
     if len(set(chosen)) < len(chosen):
         arguments.refuse(name, "axes", repr(axes), "distinct axes", "name each once")
     one = {("cosine", False): dct, ("cosine", True): idct, ("sine", False): dst, ("sine", True): idst}[kind, inverse]
-    while method == "fft" and type in (2, 3) and len(chosen) > 1 and x.size:
-        x = _over_pair(x, kind, int(type), chosen[:2], norm == "ortho", inverse)
+    while method == "fft" and type in (2, 3) and len(chosen) > 1 and array.size:
+        array = _over_pair(array, kind, int(type), chosen[:2], norm == "ortho", inverse)
         chosen = chosen[2:]
     for axis in chosen:
-        x = one(x, type, axis=axis, norm=norm, method=method)
-    return x
+        array = one(array, type, axis=axis, norm=norm, method=method)
+    return array
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
@@ -171,7 +172,7 @@ def _over_pair(x: Array, kind: Kind, type: int, axes: tuple[int, int], ortho: bo
     return jnp.moveaxis(moved, (-2, -1), axes)
 
 
-def transform_pair(x: Array, kinds: tuple[Kind, Kind], inverse: bool, ortho: bool = True) -> Array:
+def transform_pair(x: Array, kinds: tuple[str, str], inverse: bool, ortho: bool = True) -> Array:
     """The transform of type 2, cosine or sine, over the last two axes together, or its inverse."""
     flipped = tuple(axis for axis, kind in zip((-2, -1), kinds, strict=True) if kind == "sine")
 

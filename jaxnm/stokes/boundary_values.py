@@ -1,5 +1,6 @@
 """What is prescribed on the sides of the box: velocities on walls and inflow sides, pressures on open ones."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,7 @@ class BoundaryValues:
                 arguments.refuse("set", "tangential", got, f"a tuple of {len(others)}", "give both, zero if need be")
             for c, part in zip(others, parts, strict=True):
                 values[a, s, c] = self._on_side("tangential", part, a, s, c)
-        return self.replace(values=values)
+        return dataclasses.replace(self, values=values)
 
     def _on_side(self, name: str, value: Value, axis: int, side: int, component: int) -> Array:
         grid = self.grid

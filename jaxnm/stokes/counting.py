@@ -104,9 +104,10 @@ class _Domain:
                 layer = np.take(solid, [-side], axis)
                 vertices = np.full(layer.shape, -1)
                 if boundary.is_open(axis)[side]:
-                    vertices[~layer] = np.arange(self.size, self.size + np.count_nonzero(~layer))
-                    self.size += np.count_nonzero(~layer)
-                    self.patches += np.count_nonzero(~layer) if kind == "do_nothing" else 0
+                    fluid = int(np.count_nonzero(~layer))
+                    vertices[~layer] = np.arange(self.size, self.size + fluid)
+                    self.size += fluid
+                    self.patches += fluid if kind == "do_nothing" else 0
                 self.sides[axis, side] = (_CODES.get(kind, _FLUID), vertices)
 
     def edges(self) -> Iterator["_Edges"]:
@@ -151,7 +152,7 @@ class _Edges:
         self.pair, self.codes, self.vertices, self.faces = pair, codes, vertices, faces
         self.fluid = [code == _FLUID for code in codes]
         self.opened = [(code == _OUTFLOW) | (code == _DO_NOTHING) for code in codes]
-        self.number = sum(fluid.astype(np.int8) for fluid in self.fluid)
+        self.number = np.sum(np.stack(self.fluid), 0, dtype=np.int8)
 
     def flat(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(k, where cells k and k + 1 are fluid and the other two not, what is opposite)."""
@@ -217,7 +218,7 @@ def _dim_ker_l(domain: _Domain) -> int:
         crossed = np.zeros((at[0].size, dim), np.int8)
         crossed[:, axis] = at[axis] == 0
         full.append((domain.cells[at], np.roll(domain.cells, 1, axis)[at], crossed))
-    isolated = np.count_nonzero(domain.solid) + domain.patches  # vertices that are none of X
+    isolated = int(np.count_nonzero(domain.solid)) + domain.patches  # vertices that are none of X
     components, loops = _windings(domain.size, *_joined(zero))
     result = components - isolated - 1 + _rank(_windings(domain.size, *_joined(full))[1]) - _rank(loops)
     if domain.patches:

@@ -243,7 +243,8 @@ def force_on_solid(
       num_labels: how many (static).
 
     Returns:
-      [num_labels, dim]. Summed over the solid of a periodic cell it equals the volume force on the fluid to rounding.
+      [num_labels, dim]. Summed over the solid of a periodic cell it equals the force on all unknown faces to rounding
+      (faces on the solid carry none: the half cells beside it are not counted).
 
     Raises:
       ValueError: operators without a mask, labels of another shape. TypeError: labels that are not integers.

@@ -323,13 +323,11 @@ def all_faces(velocity: Velocity, boundary: Boundary) -> Velocity:
 
 def outflux(faces: Velocity, grid: Grid) -> Array:
     """Divergence [*cells] of a velocity given on all faces."""
-    total = None
-    for axis, face in enumerate(faces.components):
-        n = grid.shape[axis]
-        upper, lower = (jax.lax.slice_in_dim(face, i, n + i, axis=axis) for i in (1, 0))
-        part = (upper - lower) / jnp.asarray(grid.spacing[axis]).astype(face.dtype)
-        total = part if total is None else total + part
-    return total
+    parts = [
+        jnp.diff(face, axis=axis) / jnp.asarray(grid.spacing[axis]).astype(face.dtype)
+        for axis, face in enumerate(faces.components)
+    ]
+    return sum(parts[1:], parts[0])
 
 
 def _divergence(operators: StokesOperators, velocity: Velocity) -> Array:

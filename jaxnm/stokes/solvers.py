@@ -21,7 +21,7 @@ from jaxnm.linalg.krylov import conjugate_gradient_loop, minres_loop
 from jaxnm.status import Status, first_failing
 from jaxnm.stokes import preconditioners
 from jaxnm.stokes.boundary_values import BoundaryValues, right_hand_side
-from jaxnm.stokes.direct import DirectFactor, factorize_box, solve_box
+from jaxnm.stokes.direct import factorize_box, solve_box
 from jaxnm.stokes.grid import Velocity, check_velocity
 from jaxnm.stokes.operators import StokesOperators
 from jaxnm.stokes.spectral import solve_laplacian
@@ -67,9 +67,12 @@ class StokesFactor:
     """What a method computes once for given operators, to be used for many right-hand sides."""
 
     method: str = flax.struct.field(pytree_node=False)
-    direct: DirectFactor | None
+    direct: Any
+    """`DirectFactor` for "direct", else None."""
     velocity_levels: Any
+    """Multigrid for A, None where it is inverted exactly."""
     pressure_levels: Any
+    """Multigrid for the preconditioner of the pressure, if it has one."""
 
 
 def factorize(operators: StokesOperators, *, method: Method = "auto", dtype: Any = float) -> StokesFactor:
@@ -139,7 +142,8 @@ def solve(
         "minres" (on velocity and pressure together, multigrid for A, and for the pressure the identity plus the inverse
         of a Darcy operator). "auto": direct on two-dimensional boxes, schur_cg on three-dimensional ones, else minres.
       factor: from `factorize`, to save its cost; it decides the method.
-      rtol: of the iterations; 1e-10 in float64, 1e-5 in float32. May be traced.
+      rtol: of the iterations, in the norm of the preconditioner (`stats` has the true residuals); 1e-10 in float64,
+        1e-5 in float32. May be traced.
       max_steps: of the iterations. May be traced.
       refinements: steps of iterative refinement with the true residual (static).
 
@@ -152,7 +156,8 @@ def solve(
     Status:
       NONFINITE_INPUT: inf or NaN in the data; all NaN. OUT_OF_RANGE: a viscosity that is not positive, or a negative
       drag; all NaN. INCOMPATIBLE_DATA: `compatibility_defect` or `force_defect` above sqrt(eps): the data without
-      that part were solved. NOT_CONVERGED: too few steps; the best iterate. INACCURATE: an iteration stagnated.
+      that part were solved. NOT_CONVERGED: too few steps; the best iterate (of schur_cg, `divergence` shows how far,
+      since it satisfies the momentum equation at every step). INACCURATE: an iteration stagnated.
 
     Cost: direct, five scalar transforms of the grid; schur_cg about 20 steps of one A^-1 each.
     Differentiable (every order, forward and reverse) in force, divergence, boundary values, viscosity, the corners of
@@ -255,14 +260,15 @@ def _solve(
     drag = operators.inverse_permeability
     in_range = (nu > 0) if drag is None else (nu > 0) & jnp.all(drag >= 0)
     conflict = jnp.maximum(stats.compatibility_defect, stats.force_defect) > jnp.sqrt(jnp.finfo(dtype).eps)
-    code = figures[1]
+    code, worst = figures[1], jnp.maximum(stats.momentum_residual, stats.divergence)
     status = first_failing(
         (~finite, Status.NONFINITE_INPUT),
         (~in_range, Status.OUT_OF_RANGE),
         (~all_finite(found), Status.NONFINITE_RESULT),
         (conflict, Status.INCOMPATIBLE_DATA),
         (code == Status.NOT_CONVERGED, Status.NOT_CONVERGED),
-        (code != Status.OK, Status.INACCURATE),
+        # an iteration that ends since nothing is left to do says the same as one that stagnates
+        ((code != Status.OK) & (worst > jnp.maximum(100 * rtol, 1000 * jnp.finfo(dtype).eps)), Status.INACCURATE),
     )
     usable = finite & in_range
     velocity, pressure = jax.tree.map(lambda leaf: arguments.nan_unless(leaf, usable, leaf.ndim), (velocity, pressure))
@@ -315,10 +321,10 @@ def _linear_solve(
     frozen, factor = jax.lax.stop_gradient((operators, factor))
 
     def inverse(right: Any) -> tuple[Any, Array]:
-        w, p, steps, code = _invert(frozen, factor, *right, rtol, max_steps)
+        w, p, steps, code = _invert(frozen, factor, right, rtol, max_steps)
         for _ in range(refinements):
             rest = jax.tree.map(jnp.subtract, right, _regular(frozen, w, p))
-            dw, dp, more, code = _invert(frozen, factor, *rest, rtol, max_steps)
+            dw, dp, more, code = _invert(frozen, factor, rest, rtol, max_steps)
             w, p, steps = optax.tree.add(w, dw), p + dp, steps + more
         return (w, p), jnp.stack([steps, code]).astype(p.dtype)
 
@@ -347,9 +353,10 @@ def _regular(operators: StokesOperators, w: Velocity, p: Array) -> tuple[Velocit
 
 
 def _invert(
-    operators: StokesOperators, factor: StokesFactor, force: Velocity, mass: Array, rtol: Array, max_steps: Array
+    operators: StokesOperators, factor: StokesFactor, right: tuple[Velocity, Array], rtol: Array, max_steps: Array
 ) -> tuple[Velocity, Array, Array, Array]:
     """The inverse of `_regular`: what lies in its added part is its own image."""
+    force, mass = right
     free = [
         jnp.mean(part) if null else None
         for part, null in zip(force.components, operators.velocity_null_space, strict=True)

@@ -1,7 +1,6 @@
 """One row for every public function: how to call it, and which promises do not apply to it, with the reason."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,47 +11,17 @@ import optax
 
 import jaxnm
 from jaxnm import arguments, first_order, linalg, status, trees
-
-Build = Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A public function under contract.
-
-    `build(dtype)` returns a function of arrays and its arguments. A reason instead of True says why a promise does not
-    apply: `differentiable`, `transformable` (jit, vmap, export: host-side functions have a reason here). `heavy` rows
-    compile in float64 and are exported in float32, so that the table stays affordable.
-    """
-
-    name: str
-    build: Build
-    differentiable: bool | str = True
-    transformable: bool | str = True
-    heavy: bool = False
-    tolerance: float | None = None
-    """How far two ways of calling may differ, where an iteration stops by a tolerance; None for 200 eps."""
-
-
-def _matrix(dtype: Any, *shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+from tests.contracts.row import Row, matrix, number, of
+from tests.contracts.stokes_rows import STOKES_LARGER, STOKES_ROWS
 
 
 def _vector(seed: int, dtype: Any) -> jax.Array:
-    return _matrix(dtype, 3, seed=seed)
+    return matrix(dtype, 3, seed=seed)
 
 
 def _positive(dtype: Any, n: int) -> jax.Array:
     a = np.random.default_rng(0).normal(size=(n, n))
     return jnp.asarray(a @ a.T + n * np.eye(n), dtype)
-
-
-def _number(value: float) -> Callable[[Any], jax.Array]:
-    return lambda dtype: jnp.asarray(value, dtype)
-
-
-def _of(function: Callable[..., Any], *makers: Callable[[Any], Any]) -> Build:
-    return lambda dtype: (function, tuple(make(dtype) for make in makers))
 
 
 def _method(dtype: Any, n: int = 2) -> first_order.StateSpace:
@@ -93,7 +62,7 @@ def _smoothed_density(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 def _krylov(name: str) -> Row:
     """Three steps end at rounding, whatever the tolerance; the null space is another path and has its own tests."""
     solve = lambda a, b: getattr(linalg, name)(lambda v: linalg.matmul(a, v), b, rtol=1e-15)
-    return Row(f"linalg.{name}", _of(solve, lambda d: _positive(d, 3), lambda d: _matrix(d, 3)))
+    return Row(f"linalg.{name}", of(solve, lambda d: _positive(d, 3), lambda d: matrix(d, 3)))
 
 
 def _largest_margin(a: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -137,7 +106,7 @@ def _grid(rates: jax.Array, curvatures: jax.Array) -> first_order.Analysis:
 
 
 def _constructor(name: str, *values: float) -> Row:
-    return Row(f"first_order.{name}", _of(getattr(first_order, name), *map(_number, values)))
+    return Row(f"first_order.{name}", of(getattr(first_order, name), *map(number, values)))
 
 
 _HOST = "decides on the host while tracing; covered by tests/test_arguments.py"
@@ -156,46 +125,46 @@ def _merge(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 
 ROWS = [
-    Row("linalg.matmul", _of(linalg.matmul, lambda d: _matrix(d, 2, 3), lambda d: _matrix(d, 3, 2))),
-    Row("linalg.einsum", _of(lambda a: linalg.einsum("ij,ji->", a, a), lambda d: _matrix(d, 3, 3))),
-    Row("linalg.svd", _of(linalg.svd, lambda d: _matrix(d, 3, 2))),
-    Row("linalg.qr", _of(linalg.qr, lambda d: _matrix(d, 3, 2))),
-    Row("linalg.eigh", _of(linalg.eigh, lambda d: _positive(d, 3))),
-    Row("linalg.cholesky", _of(linalg.cholesky, lambda d: _positive(d, 3))),
-    Row("linalg.solve", _of(linalg.solve, lambda d: _positive(d, 3), lambda d: _matrix(d, 3, 2))),
-    Row("linalg.safe_norm", _of(linalg.safe_norm, lambda d: _matrix(d, 4))),
+    Row("linalg.matmul", of(linalg.matmul, lambda d: matrix(d, 2, 3), lambda d: matrix(d, 3, 2))),
+    Row("linalg.einsum", of(lambda a: linalg.einsum("ij,ji->", a, a), lambda d: matrix(d, 3, 3))),
+    Row("linalg.svd", of(linalg.svd, lambda d: matrix(d, 3, 2))),
+    Row("linalg.qr", of(linalg.qr, lambda d: matrix(d, 3, 2))),
+    Row("linalg.eigh", of(linalg.eigh, lambda d: _positive(d, 3))),
+    Row("linalg.cholesky", of(linalg.cholesky, lambda d: _positive(d, 3))),
+    Row("linalg.solve", of(linalg.solve, lambda d: _positive(d, 3), lambda d: matrix(d, 3, 2))),
+    Row("linalg.safe_norm", of(linalg.safe_norm, lambda d: matrix(d, 4))),
     Row(
         "linalg.schur",
-        _of(linalg.schur, lambda d: _matrix(d, 3, 3)),
+        of(linalg.schur, lambda d: matrix(d, 3, 3)),
         differentiable="T and Q are not unique; `eigenvalues` is differentiable",
         heavy=True,
     ),
-    Row("linalg.eigenvalues", _of(linalg.eigenvalues, lambda d: _matrix(d, 3, 3, seed=3)), heavy=True),
+    Row("linalg.eigenvalues", of(linalg.eigenvalues, lambda d: matrix(d, 3, 3, seed=3)), heavy=True),
     Row(
         "linalg.left_eigenvectors",
-        _of(lambda a: linalg.left_eigenvectors(linalg.schur(a)), lambda d: _matrix(d, 2, 2)),
+        of(lambda a: linalg.left_eigenvectors(linalg.schur(a)), lambda d: matrix(d, 2, 2)),
         differentiable="eigenvectors are not unique",
         heavy=True,
     ),
     Row(
         "linalg.lanczos",
-        _of(
+        of(
             lambda a, v: linalg.lanczos(lambda x: linalg.matmul(a, x), v, num_steps=2),
             lambda d: _positive(d, 3),
-            lambda d: _matrix(d, 3),
+            lambda d: matrix(d, 3),
         ),
         differentiable="a recurrence for what is: the eigenvalues of extreme_eigenvalues",
     ),
-    Row("linalg.extreme_eigenvalues", _of(_extreme_eigenvalues, lambda d: _positive(d, 3))),
+    Row("linalg.extreme_eigenvalues", of(_extreme_eigenvalues, lambda d: _positive(d, 3))),
     Row(
         "linalg.spectral_density",
-        _of(_spectral_measure, lambda d: _positive(d, 3)),
+        of(_spectral_measure, lambda d: _positive(d, 3)),
         differentiable="nodes and weights of random probes; eigenvalues of extreme_eigenvalues are",
     ),
     Row("linalg.trace_of_function", _trace_of_function),
     Row(
         "linalg.maximize_margin",
-        _of(_largest_margin, lambda d: 0.3 * _matrix(d, 2, 2)),
+        of(_largest_margin, lambda d: 0.3 * matrix(d, 2, 2)),
         "the envelope theorem gives the derivative of the margin from the duals; certify_rate uses it",
         heavy=True,
         tolerance=1e-8,
@@ -203,38 +172,38 @@ ROWS = [
     Row("linalg.smoothed_density", _smoothed_density),
     Row(
         "linalg.solve_discrete_lyapunov",
-        _of(linalg.solve_discrete_lyapunov, lambda d: 0.3 * _matrix(d, 2, 2), lambda d: _positive(d, 2)),
+        of(linalg.solve_discrete_lyapunov, lambda d: 0.3 * matrix(d, 2, 2), lambda d: _positive(d, 2)),
     ),
     _krylov("minres"),
     _krylov("conjugate_gradient"),
     *(
-        Row(f"linalg.{name}", _of(getattr(linalg, name), lambda d: _matrix(d, 2, 6)))
-        for name in ("dct", "idct", "dst", "idst", "hartley")
+        Row(f"linalg.{name}", of(getattr(linalg, name), lambda d: matrix(d, 2, 6)))
+        for name in ("dct", "idct", "dst", "idst", "hartley", "dctn", "idctn", "dstn", "idstn")
     ),
-    Row("trees.all_finite", _of(lambda x: trees.all_finite({"x": x}), lambda d: _matrix(d, 3)), _DISCRETE),
-    Row("trees.is_floating", _of(trees.is_floating, lambda d: _matrix(d, 3)), _DISCRETE, _HOST),
-    Row("trees.check_same_structure", _of(trees.check_same_structure, _curvatures), _HOST, _HOST),
+    Row("trees.all_finite", of(lambda x: trees.all_finite({"x": x}), lambda d: matrix(d, 3)), _DISCRETE),
+    Row("trees.is_floating", of(trees.is_floating, lambda d: matrix(d, 3)), _DISCRETE, _HOST),
+    Row("trees.check_same_structure", of(trees.check_same_structure, _curvatures), _HOST, _HOST),
     Row("status.first_failing", _solve_status, _DISCRETE),
     Row("status.merge", _merge, _DISCRETE),
     Row(
         "raise_if_failed",
-        _of(jaxnm.raise_if_failed, _number(1.0)),
+        of(jaxnm.raise_if_failed, number(1.0)),
         "raises on the host",
         "needs a concrete status: raises on the host; covered by tests/test_status.py",
     ),
     *(
-        Row(f"arguments.{name}", _of(lambda x: arguments.is_number(x), _number(1.0)), _HOST, _HOST)
+        Row(f"arguments.{name}", of(lambda x: arguments.is_number(x), number(1.0)), _HOST, _HOST)
         for name in (
             "refuse", "is_number", "to_arrays", "complex_dtype", "check_shape", "check_square", "check_real",
             "check_number", "check_count", "check_key",
         )
     ),
-    Row("arguments.nan_unless", _of(lambda x: arguments.nan_unless(x, jnp.array(True)), lambda d: _matrix(d, 3))),
+    Row("arguments.nan_unless", of(lambda x: arguments.nan_unless(x, jnp.array(True)), lambda d: matrix(d, 3))),
     Row(
         "first_order.state_space",
-        _of(first_order.state_space, lambda d: _matrix(d, 2, 2), lambda d: _matrix(d, 2), lambda d: _matrix(d, 2)),
+        of(first_order.state_space, lambda d: matrix(d, 2, 2), lambda d: matrix(d, 2), lambda d: matrix(d, 2)),
     ),
-    Row("first_order.iteration_matrix", _of(first_order.iteration_matrix, _method, _curvatures)),
+    Row("first_order.iteration_matrix", of(first_order.iteration_matrix, _method, _curvatures)),
     _constructor("three_parameter", 0.5, 0.3, 0.2),
     _constructor("gradient_descent", 0.5),
     _constructor("heavy_ball", 0.5, 0.3),
@@ -248,44 +217,44 @@ ROWS = [
     _constructor("optimal_gauss_seidel_nesterov", 0.1, 1.0),
     _constructor("optimistic_gradient", 0.3),
     _constructor("quasi_hyperbolic", 0.5, 0.9, 0.7),
-    Row("first_order.spectral_radius", _of(first_order.spectral_radius, lambda d: _matrix(d, 2, 2))),
-    Row("first_order.transient_growth", _of(lambda m: first_order.transient_growth(m, 5), lambda d: _matrix(d, 2, 2))),
-    Row("first_order.quadratic_rate", _of(first_order.quadratic_rate, _method, _number(0.1), _number(1.0))),
-    Row("first_order.worst_curvature", _of(first_order.worst_curvature, _method, _number(0.1), _number(1.0))),
-    Row("first_order.is_stable", _of(first_order.is_stable, _method, _number(0.1), _number(1.0)), _DISCRETE),
-    Row("first_order.stability_limit", _of(first_order.stability_limit, _method)),
+    Row("first_order.spectral_radius", of(first_order.spectral_radius, lambda d: matrix(d, 2, 2))),
+    Row("first_order.transient_growth", of(lambda m: first_order.transient_growth(m, 5), lambda d: matrix(d, 2, 2))),
+    Row("first_order.quadratic_rate", of(first_order.quadratic_rate, _method, number(0.1), number(1.0))),
+    Row("first_order.worst_curvature", of(first_order.worst_curvature, _method, number(0.1), number(1.0))),
+    Row("first_order.is_stable", of(first_order.is_stable, _method, number(0.1), number(1.0)), _DISCRETE),
+    Row("first_order.stability_limit", of(first_order.stability_limit, _method)),
     Row(
         "first_order.chebyshev",
-        _of(lambda mu, L: first_order.chebyshev(mu, L, 4), _number(0.1), _number(1.0)),
+        of(lambda mu, L: first_order.chebyshev(mu, L, 4), number(0.1), number(1.0)),
     ),
     Row(
         "first_order.time_varying_rate",
-        _of(
+        of(
             lambda mu, lam: first_order.time_varying_rate(first_order.chebyshev(mu, 1.0, 4), lam),
-            _number(0.1),
+            number(0.1),
             lambda d: jnp.asarray([0.15, 0.6], d),
         ),
     ),
-    Row("first_order.resolvent_norm", _of(first_order.resolvent_norm, lambda d: 0.3 * _matrix(d, 2, 2), _curvatures)),
-    Row("first_order.pseudospectrum", _of(first_order.pseudospectrum, lambda d: 0.3 * _matrix(d, 2, 2), _curvatures)),
+    Row("first_order.resolvent_norm", of(first_order.resolvent_norm, lambda d: 0.3 * matrix(d, 2, 2), _curvatures)),
+    Row("first_order.pseudospectrum", of(first_order.pseudospectrum, lambda d: 0.3 * matrix(d, 2, 2), _curvatures)),
     Row(
         "first_order.kreiss_constant",
-        _of(first_order.kreiss_constant, lambda d: 0.3 * _matrix(d, 2, 2)),
+        of(first_order.kreiss_constant, lambda d: 0.3 * matrix(d, 2, 2)),
         "a supremum found by comparisons",
         heavy=True,
     ),
-    Row("first_order.numerical_radius", _of(first_order.numerical_radius, lambda d: _matrix(d, 2, 2)), heavy=True),
-    Row("first_order.schur_lyapunov", _of(first_order.schur_lyapunov, _method, _curvatures)),
-    Row("first_order.casoratian", _of(first_order.casoratian, *(partial(_vector, seed) for seed in range(4)))),
+    Row("first_order.numerical_radius", of(first_order.numerical_radius, lambda d: matrix(d, 2, 2)), heavy=True),
+    Row("first_order.schur_lyapunov", of(first_order.schur_lyapunov, _method, _curvatures)),
+    Row("first_order.casoratian", of(first_order.casoratian, *(partial(_vector, seed) for seed in range(4)))),
     Row(
         "first_order.eigen_lyapunov",
-        _of(first_order.eigen_lyapunov, lambda d: _matrix(d, 2, 2)),
+        of(first_order.eigen_lyapunov, lambda d: matrix(d, 2, 2)),
         "eigenvectors of repeated eigenvalues are not",
         heavy=True,
     ),
     Row(
         "first_order.lyapunov_decrease",
-        _of(first_order.lyapunov_decrease, lambda d: _positive(d, 2), lambda d: 0.3 * _matrix(d, 2, 2), _number(0.9)),
+        of(first_order.lyapunov_decrease, lambda d: _positive(d, 2), lambda d: 0.3 * matrix(d, 2, 2), number(0.9)),
     ),
     Row(
         "first_order.from_optax",
@@ -293,52 +262,58 @@ ROWS = [
         "analyze_learning_rates is",
         "the verdict (affine or not) is by values on the host; analyze_learning_rates maps over hyperparameters",
     ),
-    Row("first_order.hessian_spectrum", _of(_hessian_spectrum, _number(0.3), _curvatures)),
+    Row("first_order.hessian_spectrum", of(_hessian_spectrum, number(0.3), _curvatures)),
     Row(
         "first_order.certify_rate",
-        _of(_certified_rate, _method, _number(0.1), _number(1.0)),
+        of(_certified_rate, _method, number(0.1), number(1.0)),
         heavy=True,
         tolerance=1e-7,
     ),
     Row(
         "first_order.check_lyapunov",
-        _of(_own_rate, _method, lambda d: jnp.asarray([[2.0, -1.0], [-1.0, 1.0]], d), _number(0.1), _number(1.0)),
+        of(_own_rate, _method, lambda d: jnp.asarray([[2.0, -1.0], [-1.0, 1.0]], d), number(0.1), number(1.0)),
         "in the method, mu and L, as the row of certify_rate shows, not in P",
         heavy=True,
         tolerance=1e-7,
     ),
     Row("first_order.is_proved", _is_proved, _DISCRETE),
     *(
-        Row(f"first_order.{name}", _of(lambda x: None, _number(1.0)), "exact arithmetic", _EXACT)
+        Row(f"first_order.{name}", of(lambda x: None, number(1.0)), "exact arithmetic", _EXACT)
         for name in ("verify", "write_certificate", "read_certificate")
     ),
-    Row("first_order.analyze", _of(first_order.analyze, _method, _curvatures), heavy=True),
-    Row("first_order.analyze_learning_rates", _of(_grid, _curvatures, _curvatures), heavy=True),
+    Row("first_order.analyze", of(first_order.analyze, _method, _curvatures), heavy=True),
+    Row("first_order.analyze_learning_rates", of(_grid, _curvatures, _curvatures), heavy=True),
     *(
-        Row(f"plot.first_order.{name}", _of(lambda x: None, _number(1.0)), "draws", "draws on the host; see tests/plot")
+        Row(f"plot.first_order.{name}", of(lambda x: None, number(1.0)), "draws", "draws on the host; see tests/plot")
         for name in ("rate_map", "eigenvalue_disc", "error_envelope", "spectral_density", "pseudospectrum")
     ),
+    *(
+        Row(f"plot.stokes.{name}", of(lambda x: None, number(1.0)), "draws", "draws on the host; see tests/plot")
+        for name in ("streamlines", "pressure", "mask", "schur_spectrum")
+    ),
+    *STOKES_ROWS,
 ]  # fmt: skip
 # The same functions on their other path: n = 3 states, where eigenvalues come from the QR iteration; Lanczos.
 LARGER = [
     Row(
         "first_order.hessian_spectrum",
-        _of(_lanczos_spectrum, _number(0.3), _curvatures),
+        of(_lanczos_spectrum, number(0.3), _curvatures),
         "mu and L are, as the row of linalg.extreme_eigenvalues shows",
         heavy=True,
     ),
-    Row("first_order.spectral_radius", _of(first_order.spectral_radius, lambda d: _matrix(d, 3, 3)), heavy=True),
+    Row("first_order.spectral_radius", of(first_order.spectral_radius, lambda d: matrix(d, 3, 3)), heavy=True),
     Row(
         "first_order.quadratic_rate",
-        _of(first_order.quadratic_rate, lambda d: _method(d, 3), _number(0.1), _number(1.0)),
+        of(first_order.quadratic_rate, lambda d: _method(d, 3), number(0.1), number(1.0)),
         heavy=True,
     ),
-    Row("first_order.stability_limit", _of(first_order.stability_limit, lambda d: _method(d, 3)), heavy=True),
-    Row("first_order.transient_growth", _of(lambda m: first_order.transient_growth(m, 5), lambda d: _matrix(d, 3, 3))),
+    Row("first_order.stability_limit", of(first_order.stability_limit, lambda d: _method(d, 3)), heavy=True),
+    Row("first_order.transient_growth", of(lambda m: first_order.transient_growth(m, 5), lambda d: matrix(d, 3, 3))),
     Row(
         "first_order.eigen_lyapunov",
-        _of(first_order.eigen_lyapunov, lambda d: _matrix(d, 3, 3)),
+        of(first_order.eigen_lyapunov, lambda d: matrix(d, 3, 3)),
         "eigenvectors of repeated eigenvalues are not",
         heavy=True,
     ),
+    *STOKES_LARGER,
 ]

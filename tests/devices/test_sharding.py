@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxnm import first_order, linalg
+from jaxnm import first_order, linalg, stokes
 
 
 def _mesh():
@@ -64,3 +64,24 @@ def test_certified_rates_over_devices():
     result = jax.jit(each)(_split(mesh, steps))
     assert len(result.sharding.device_set) == 8
     np.testing.assert_allclose(result, expected, atol=1e-7)
+
+
+def test_one_flow_in_three_dimensions_over_devices():
+    """A single solution whose force lies on eight devices, split along an axis."""
+    grid = stokes.Grid((8, 8, 8), (0.0,) * 3, (1.0,) * 3)
+    boundary = stokes.Boundary("periodic")
+    operators = stokes.discretize(grid, boundary)
+    random = np.random.default_rng(0)
+    force = stokes.Velocity(*(random.normal(size=shape) for shape in stokes.face_shapes(grid, boundary)))
+    solve = jax.jit(lambda force: stokes.solve(operators, force, method="schur_cg", rtol=1e-12))
+    expected = solve(jax.tree.map(jnp.asarray, force))
+    result = solve(jax.tree.map(lambda part: _split(_mesh(), part), force))
+    assert int(result.status) == 0
+    for ours, theirs in zip(
+        jax.tree.leaves((result.velocity, result.pressure)),
+        jax.tree.leaves((expected.velocity, expected.pressure)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-10)
+        assert len(ours.sharding.device_set) == 8
+        assert not ours.sharding.is_fully_replicated

@@ -1,0 +1,126 @@
+"""The rows of jaxnm.stokes: operators, velocities and boundary values are arguments, corners of grids included."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnm import stokes
+from tests.contracts.row import Row, matrix, number, of
+
+_CHANNEL = stokes.Boundary(x=("inflow", "do_nothing"))
+_TORUS = stokes.Boundary("periodic", "periodic")
+_SOLID = np.zeros((4, 5), bool)
+_SOLID[1, 1:3] = True
+
+
+def _grid(dtype: Any, *shape: int) -> stokes.Grid:
+    """With corners that are arrays, so that the rows trace, map over and differentiate them."""
+    shape = shape or (4, 5)
+    corner = lambda values: tuple(jnp.asarray(value, dtype) for value in values[: len(shape)])
+    return stokes.Grid(shape, corner((0.1, -0.2, 0.0)), corner((1.0, 1.1, 0.8)))
+
+
+def _operators(dtype: Any, boundary: stokes.Boundary = _CHANNEL, *shape: int) -> stokes.StokesOperators:
+    return stokes.discretize(_grid(dtype, *shape), boundary, viscosity=jnp.asarray(0.7, dtype))
+
+
+def _velocity(dtype: Any, boundary: stokes.Boundary = _CHANNEL, *shape: int) -> stokes.Velocity:
+    shapes = stokes.face_shapes(_grid(dtype, *shape), boundary)
+    return stokes.Velocity(*(matrix(dtype, *part, seed=seed) for seed, part in enumerate(shapes)))
+
+
+def _values(dtype: Any) -> stokes.BoundaryValues:
+    values = stokes.boundary_values(_grid(dtype), _CHANNEL)
+    values = values.set("x", "lower", normal=matrix(dtype, 5), tangential=matrix(dtype, 4))
+    return values.set("y", "upper", tangential=jnp.asarray(0.3, dtype)).set("x", "upper", pressure=matrix(dtype, 5))
+
+
+def _set(lower: jax.Array, inflow: jax.Array, lid: jax.Array) -> stokes.BoundaryValues:
+    grid = stokes.Grid((4, 5), (lower, lower), (lower + 1, lower + 2))
+    values = stokes.boundary_values(grid, _CHANNEL).set("x", "lower", normal=lambda x, y: inflow * y + x)
+    return values.set("y", "upper", tangential=lid)
+
+
+def _discretize(grid: stokes.Grid, viscosity: jax.Array, drag: jax.Array) -> stokes.StokesOperators:
+    return stokes.discretize(grid, _CHANNEL, viscosity=viscosity, solid=_SOLID, inverse_permeability=drag)
+
+
+def _pressed(operators: stokes.StokesOperators, velocity: stokes.Velocity, pressure: jax.Array) -> jax.Array:
+    return stokes.force_on_solid(operators.replace(solid=jnp.asarray(_SOLID)), velocity, pressure)
+
+
+def _solve(
+    method: str,
+    operators: stokes.StokesOperators,
+    force: stokes.Velocity,
+    values: stokes.BoundaryValues | None = None,
+    drag: jax.Array | None = None,
+) -> stokes.StokesSolution:
+    if drag is not None:
+        operators = _discretize(operators.grid, operators.viscosity, drag)
+    rtol = 1e-12 if force.u.dtype == jnp.float64 else 1e-5
+    return stokes.solve(operators, force, boundary_values=values, method=method, rtol=rtol, max_steps=100)
+
+
+def _positive(dtype: Any) -> jax.Array:
+    return 1 + matrix(dtype, 4, 5) ** 2
+
+
+_HOST = "a static number or mask, computed on the host while tracing; see tests/stokes"
+_EIGENVALUES = "eigenvalues of a square root of a singular matrix; those at the ends are, as schur_extremes shows"
+_extremes = lambda name: lambda operators: getattr(stokes, name)(operators, key=jax.random.key(0), num_steps=20)
+
+STOKES_ROWS = [
+    *(
+        Row(f"stokes.{name}", of(lambda x: None, number(1.0)), "an integer or a mask", _HOST)
+        for name in ("count_nonunit_eigenvalues", "largest_component", "face_shapes")
+    ),
+    Row("stokes.zero_velocity", of(lambda x: stokes.zero_velocity(_grid(x.dtype), _CHANNEL, x.dtype), number(1.0))),
+    Row("stokes.positions", of(lambda grid: stokes.positions(grid, _CHANNEL, 1, grid.lower[0].dtype), _grid)),
+    Row("stokes.boundary_values", of(_set, number(0.2), number(0.5), number(1.0))),
+    Row("stokes.discretize", of(_discretize, _grid, number(0.7), _positive)),
+    *(
+        Row(f"stokes.{name}", of(getattr(stokes, name), _operators, _velocity, _values))
+        for name in ("full_faces", "at_centres", "vorticity", "stream_function")
+    ),
+    Row("stokes.flux", of(lambda *args: stokes.flux(args[0], args[1], 0, args[2]), _operators, _velocity, _values)),
+    Row(
+        "stokes.stream_extrema",
+        of(stokes.stream_extrema, _grid, lambda d: matrix(d, 5, 6, seed=2)),
+    ),
+    Row("stokes.force_on_solid", of(_pressed, _operators, _velocity, lambda d: matrix(d, 4, 5, seed=3))),
+    Row(
+        "stokes.permeability",
+        of(
+            lambda spacing, drag: stokes.permeability(
+                spacing=spacing, inverse_permeability=drag, rtol=1e-12 if drag.dtype == jnp.float64 else None,
+                dtype=drag.dtype,
+            ),
+            number(0.3),
+            _positive,
+        ),
+        heavy=True,
+        tolerance=1e-9,
+    ),
+    Row(
+        "stokes.schur_complement",
+        of(lambda operators, p: stokes.schur_complement(operators)(p), _operators, lambda d: matrix(d, 4, 5)),
+    ),
+    Row("stokes.schur_eigenvalues", of(stokes.schur_eigenvalues, _operators), _EIGENVALUES, heavy=True),
+    Row("stokes.schur_extremes", of(_extremes("schur_extremes"), _operators), heavy=True, tolerance=1e-9),
+    Row("stokes.inf_sup_constant", of(_extremes("inf_sup_constant"), _operators), heavy=True, tolerance=1e-9),
+    Row(
+        "stokes.factorize",
+        of(lambda operators: stokes.factorize(operators, dtype=operators.viscosity.dtype), _operators),
+        "solve differentiates the equations, not the factors",
+    ),
+    Row("stokes.solve", of(partial(_solve, "direct"), _operators, _velocity, _values), heavy=True, tolerance=1e-9),
+]  # fmt: skip
+
+# solve by iterations, with drag; the other methods have their tests in tests/stokes
+STOKES_LARGER = [
+    Row("stokes.solve", of(partial(_solve, "minres"), _operators, _velocity, _values, _positive), heavy=True),
+]
