@@ -98,7 +98,7 @@ def _solve_block(a: Array, q: Array) -> SteinSolution:
         # the transpose of x -> a x a^H, without conjugation as JAX transposes, is x -> a^T x conj(a)
         transpose_solve=partial(_double, a.swapaxes(0, 1)),
         figures=jnp.zeros(a.shape[2:], a.dtype),
-        member=lambda leaf: leaf.reshape(-1, *a.shape[2:])[0],
+        member=lambda leaf: leaf[0, 0] if leaf.ndim == a.ndim else leaf,
     )
     converged = converged.real > 0.5
     image = _image(a, x)

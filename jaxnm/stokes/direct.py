@@ -254,7 +254,20 @@ def _factor_block(first: Array, coupling: Array, second: Array) -> _Block:
     positions = jnp.arange(others)
     blocked = complement.reshape(others, s, others, s)
     blocked = blocked.at[positions, :, positions, :].add(second)
-    return _Block(inverse, coupling, jax.scipy.linalg.lu_factor(blocked.reshape(others * s, others * s)))
+    return _Block(inverse, coupling, _lu(blocked.reshape(others * s, others * s)))
+
+
+def _lu(matrix: Array) -> tuple[Array, Array]:
+    """(LU, permutation): the permutation itself, since making it of pivots is a loop."""
+    lu, _, permutation = jax.lax.linalg.lu(matrix)
+    return lu, permutation
+
+
+def _lu_solve(lu: Array, permutation: Array, right: Array) -> Array:
+    half = jax.lax.linalg.triangular_solve(
+        lu, right[permutation][:, None], left_side=True, lower=True, unit_diagonal=True
+    )
+    return jax.lax.linalg.triangular_solve(lu, half, left_side=True, lower=False)[:, 0]
 
 
 def _solve_block(block: _Block, first: Array, second: Array) -> tuple[Array, Array]:
@@ -265,7 +278,7 @@ def _solve_block(block: _Block, first: Array, second: Array) -> tuple[Array, Arr
     if first.size == 0:
         return first, einsum("lst,lt->ls", block.factor, second)
     right = second - einsum("ktls,kt->ls", block.coupling, half)
-    others = jax.scipy.linalg.lu_solve(block.factor, right.reshape(-1)).reshape(second.shape)
+    others = _lu_solve(*block.factor, right.reshape(-1)).reshape(second.shape)
     rest = first - einsum("ktls,ls->kt", block.coupling, others)
     return einsum("ktu,ku->kt", block.inverse, rest), others
 

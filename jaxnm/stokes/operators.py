@@ -160,8 +160,8 @@ def discretize(
 
     Example:
       >>> operators = discretize(Grid((4, 4), (0.0, 0.0), (1.0, 1.0)), Boundary())
-      >>> operators.divergence(Velocity(jnp.ones((3, 4)), jnp.zeros((4, 3))))[:, 0]
-      Array([-4.,  0.,  0.,  4.], dtype=float32)
+      >>> float(operators.divergence(Velocity(jnp.ones((3, 4)), jnp.zeros((4, 3))))[3, 0])
+      4.0
     """
     check_grid("discretize", grid, boundary)
     arguments.check_number(
