@@ -278,7 +278,8 @@ def _solve_block(block: _Block, first: Array, second: Array) -> tuple[Array, Arr
     if first.size == 0:
         return first, einsum("lst,lt->ls", block.factor, second)
     right = second - einsum("ktls,kt->ls", block.coupling, half)
-    others = _lu_solve(*block.factor, right.reshape(-1)).reshape(second.shape)
+    lu, permutation = block.factor
+    others = _lu_solve(lu, permutation, right.reshape(-1)).reshape(second.shape)
     rest = first - einsum("ktls,ls->kt", block.coupling, others)
     return einsum("ktu,ku->kt", block.inverse, rest), others
 
