@@ -19,7 +19,7 @@ _tests = 0
 
 @pytest.fixture(autouse=True)
 def compiled_programs_are_let_go():
-    """A program holds mappings of memory, of which a Linux process may have 65,530: thousands of tests use them up."""
+    """A program holds mappings of memory, of which a Linux process may have 65,530, which many tests may use up."""
     global _tests
     yield
     _tests += 1
