@@ -36,8 +36,9 @@ lint: $(call needs,test) $(call needs,examples)
 docs: $(call needs,docs)
 	$(RUN) -m sphinx -q -W --keep-going -b html docs build/docs
 
+# NumPy asks the system for huge pages by itself; the tunable gives them to every array of the process
 bench: $(call needs,bench)
-	$(RUN) -m benchmarks
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(RUN) -m benchmarks
 
 lock:
 	$(VENV)/bin/python -m pip install --quiet uv

@@ -104,7 +104,9 @@ def _write_between(path: Path, mark: str, content: str) -> None:
 
 def _environment() -> dict[str, Any]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limits = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.endswith("_NUM_THREADS")]
+    limits = [
+        f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.endswith(("_NUM_THREADS", "_TUNABLES"))
+    ]
     devices = jax.devices()
     return {
         "jax": jax.__version__,

@@ -29,6 +29,8 @@ class Contender:
     """The module it needs; without it the row says "not installed"."""
     subset: tuple[int, int] | None = None
     """(done, total): it does only so many members of the work, and its times are scaled up. The row says so."""
+    apart: bool = False
+    """A yardstick, no peer: timed after the others with nothing between its calls, and the fastest call counts."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,13 @@ def measure(case: Case) -> Outcome:
     """Run a case: prepare every contender, time them in turn, compare their answers."""
     ours = _prepare(case.ours, case.error)
     installed = {peer.name: _prepare(peer, case.error) for peer in case.peers if _is_installed(peer)}
-    names = [case.ours.name, *installed]
-    samples = _interleave([ours, *installed.values()], case.rounds, case.seconds)
-    times = dict(zip(names, samples, strict=True))
+    apart = {peer.name for peer in case.peers if peer.apart}
+    in_turn = {case.ours.name: ours} | {name: peer for name, peer in installed.items() if name not in apart}
+    samples = _interleave(list(in_turn.values()), case.rounds, case.seconds)
+    times = dict(zip(in_turn, samples, strict=True))
+    for name in installed.keys() & apart:
+        (alone,) = _interleave([installed[name]], 4 * case.rounds, case.seconds)
+        times[name] = [min(alone)] * len(samples[0])
     rows = tuple(
         _compare(case, ours, times[case.ours.name], peer, installed[peer.name], times[peer.name])
         if peer.name in installed

