@@ -1,8 +1,9 @@
 # make tour    set up an environment and run the tour       make test   set up and run the tests
 # make lint | docs | bench | lock | clean                    PYTHON=...  use an interpreter that is already set up
+# make exhaustive   the tests that take minutes
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help tour test lint docs bench lock clean
+.PHONY: help tour test exhaustive lint docs bench lock clean
 
 VENV := .venv
 ifdef PYTHON
@@ -24,9 +25,15 @@ help:
 tour: $(call needs,examples)
 	$(RUN) -m examples.tour
 
+# Examples and contracts run each program once or twice: they compile fast, in half the time. All else as users do.
+QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 test: $(call needs,test)
-	$(RUN) -m pytest $(JOBS)
+	$(QUICK) $(RUN) -m pytest $(JOBS) README.md jaxnm tests/contracts
+	$(RUN) -m pytest $(JOBS) tests --ignore=tests/contracts --ignore=tests/devices
 	$(RUN) -m pytest tests/devices
+
+exhaustive: $(call needs,test)
+	$(RUN) -m pytest $(JOBS) -m exhaustive
 
 lint: $(call needs,test) $(call needs,examples)
 	$(RUN) -m ruff check .

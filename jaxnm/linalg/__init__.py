@@ -4,8 +4,9 @@
 precision. `stein`: the discrete Lyapunov equation by doubling. `schur`: the complex Schur form of small matrices, and
 their eigenvalues with derivatives, where LAPACK is not at hand. `lanczos`: the ends and the density of the spectrum of
 a large symmetric operator that is known by its products. `krylov`: linear systems with such an operator. `transforms`,
-`transforms_nd`: cosine, sine and Hartley transforms. `lmi`: small linear matrix inequalities. Everything is batched
-over leading axes, works under `jit`, `vmap`, `jvp` and `vjp`, and lowers to CPU, CUDA and TPU.
+`transforms_nd`: cosine, sine and Hartley transforms. `graded`: what stands for them on cells of different sizes.
+`lmi`: small linear matrix inequalities. Everything is batched over leading axes, works under `jit`, `vmap`, `jvp` and
+`vjp`, and lowers to CPU, CUDA and TPU.
 """
 
 from jaxnm.linalg.extreme_eigenvalues import ExtremeEigenvalues as ExtremeEigenvalues
@@ -21,6 +22,9 @@ from jaxnm.linalg.factorizations import qr as qr
 from jaxnm.linalg.factorizations import safe_norm as safe_norm
 from jaxnm.linalg.factorizations import solve as solve
 from jaxnm.linalg.factorizations import svd as svd
+from jaxnm.linalg.graded import GradedBasis as GradedBasis
+from jaxnm.linalg.graded import graded_basis as graded_basis
+from jaxnm.linalg.graded import solve_separable as solve_separable
 from jaxnm.linalg.krylov import KrylovSolution as KrylovSolution
 from jaxnm.linalg.krylov import conjugate_gradient as conjugate_gradient
 from jaxnm.linalg.krylov import minres as minres

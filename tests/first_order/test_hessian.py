@@ -9,6 +9,7 @@ from jax.test_util import check_grads
 from jaxnm import Status
 from jaxnm.first_order import analyze, hessian_spectrum, optimal_heavy_ball
 from jaxnm.first_order.hessian import _dense
+from tests.compilation import QUICK
 
 
 def test_a_quadratic_gives_its_matrix():
@@ -109,7 +110,8 @@ def _network():
 def _both_spectra():
     loss, params = _network()
     options = {"method": "lanczos", "key": jax.random.key(0), "num_steps": 40, "num_probes": 30}
-    return hessian_spectrum(loss, params), hessian_spectrum(loss, params, **options)
+    lanczos = jax.jit(lambda params: hessian_spectrum(loss, params, **options), compiler_options=QUICK)
+    return hessian_spectrum(loss, params), lanczos(params)
 
 
 def test_lanczos_on_a_network_against_its_dense_hessian():
@@ -150,7 +152,8 @@ def test_the_ends_are_differentiable_by_lanczos():
         return hessian_spectrum(jax.tree_util.Partial(_network_loss, scale * inputs[0], inputs[1]), params, **options).L
 
     lanczos = {"method": "lanczos", "key": jax.random.key(0), "num_probes": 1}
-    np.testing.assert_allclose(jax.grad(lambda s: largest(s, **lanczos))(1.0), jax.grad(largest)(1.0), rtol=1e-6)
+    slope = jax.jit(jax.grad(lambda scale: largest(scale, **lanczos)), compiler_options=QUICK)
+    np.testing.assert_allclose(slope(1.0), jax.grad(largest)(1.0), rtol=1e-6)
 
 
 def test_lanczos_wants_a_key_and_a_known_method():

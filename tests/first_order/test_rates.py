@@ -5,6 +5,7 @@ import pytest
 
 from jaxnm import first_order
 from jaxnm.first_order import StateSpace, is_stable, quadratic_rate, stability_limit, worst_curvature
+from tests.compilation import QUICK
 
 _random = np.random.default_rng(1)
 _rates = jax.jit(jax.vmap(quadratic_rate))
@@ -52,16 +53,16 @@ def _with_interior_maximum():
     raise AssertionError("no example found")
 
 
-_in_all = jax.jit(jax.value_and_grad(quadratic_rate, argnums=(0, 1, 2)))
+_slopes = jax.jit(jax.grad(quadratic_rate, argnums=(0, 1, 2)), compiler_options=QUICK)
 
 
 def test_interior_maximum_of_three_states():
     A, B, C = _with_interior_maximum()
     method = first_order.state_space(*map(jnp.asarray, (A, B, C)))
-    rate, slopes = _in_all(method, jnp.asarray(_MU), jnp.asarray(_L))
+    slopes = _slopes(method, jnp.asarray(_MU), jnp.asarray(_L))
     # in a batch of the size of the tests above, which is compiled
     batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], 100, 0), (method, _MU, _L))
-    rate, worst = float(rate), float(_worst(*batch)[0])
+    rate, worst = float(_rates(*batch)[0]), float(_worst(*batch)[0])
     curvatures = np.linspace(_MU, _L, 20_001)
     values = _dense_rates(A[None], B[None], C[None], curvatures)[0]
     assert _MU < worst < _L
@@ -140,9 +141,10 @@ def test_derivatives_of_two_states():
         method = first_order.nesterov(x[0], x[1])
         return jnp.stack([quadratic_rate(method, x[2], x[3]), stability_limit(method)])
 
-    orders = jax.jit(jax.vmap(lambda x: (both(x), jax.jacrev(both)(x), jax.jacfwd(jax.jacrev(both))(x))))
+    orders = lambda x: (both(x), jax.jacrev(both)(x), jax.jacfwd(jax.jacrev(both))(x))
+    compiled = jax.jit(jax.vmap(orders), compiler_options=QUICK)
     point, shifts = np.array([[0.7, 0.4, 0.1, 1.0]]), 1e-5 * np.eye(4)
-    values, gradients, hessians = orders(jnp.asarray(np.concatenate([point, point + shifts, point - shifts])))
+    values, gradients, hessians = compiled(jnp.asarray(np.concatenate([point, point + shifts, point - shifts])))
     for lower, higher in ((values, gradients), (gradients, hessians)):
         differences = np.moveaxis(np.asarray(lower[1:5] - lower[5:]) / 2e-5, 0, -1)
         assert (np.abs(differences).max(tuple(range(1, differences.ndim))) > 0.1).all()
@@ -161,7 +163,8 @@ def test_derivatives_of_three_states():
         values, pullback = jax.vjp(both, a)
         return values, jax.vmap(pullback)(jnp.eye(2))[0]
 
-    values, slopes = jax.jit(jax.vmap(values_and_slopes))(0.4 + 1e-6 * jnp.array([-1.0, 0, 1]))
+    compiled = jax.jit(jax.vmap(values_and_slopes), compiler_options=QUICK)
+    values, slopes = compiled(0.4 + 1e-6 * jnp.array([-1.0, 0, 1]))
     np.testing.assert_allclose(slopes[1], (values[2] - values[0]) / 2e-6, rtol=1e-6)
 
 

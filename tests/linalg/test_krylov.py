@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from jaxnm import Status, linalg
 from jaxnm.linalg import conjugate_gradient, minres
+from tests.compilation import QUICK
 
 BOTH = pytest.mark.parametrize("solver", [minres, conjugate_gradient])
 EPS = np.finfo(float).eps
@@ -217,7 +218,8 @@ def _equal(ours, theirs, atol):
 def _derivatives(function, second):
     """One program of the first derivatives in both modes and, where asked for, the second."""
     modes = [jax.jacfwd, jax.jacrev] + ([lambda f, n: jax.jacfwd(jax.jacrev(f, n), n)] if second else [])
-    return jax.jit(lambda *args: [mode(function, tuple(range(len(args))))(*args) for mode in modes])
+    every = lambda *args: [mode(function, tuple(range(len(args))))(*args) for mode in modes]
+    return jax.jit(every, compiler_options=QUICK)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from jaxnm import stokes
 from jaxnm.stokes import Grid, Velocity
 from jaxnm.stokes.direct import factorize_box, solve_box
+from tests.compilation import QUICK
 from tests.stokes.test_counting import _boundary, _dense
 
 EPS = float(np.finfo(float).eps)
@@ -28,6 +29,11 @@ def test_the_pairs_cover_all_kinds_of_axes():
 
 @pytest.mark.parametrize(("x", "y"), PAIRS)
 def test_every_kind_of_axis_against_dense_matrices(x, y):
+    check_against_dense_matrices(x, y)
+
+
+def check_against_dense_matrices(x, y):
+    """One pair of kinds of axes; test_exhaustive.py has all of them."""
     shape, spacing = (5, 6), (0.26, 0.15)
     grid, boundary = Grid(shape, None, (5 * 0.26, 6 * 0.15)), _boundary(f"{x}|{y}")
     a, b = _dense(shape, boundary, np.zeros(shape, bool), spacing)
@@ -45,7 +51,7 @@ def test_every_kind_of_axis_against_dense_matrices(x, y):
     )
     solve = jax.jit(
         lambda f, d: solve_box(factorize_box(grid, boundary, jnp.float64), f, d),
-        compiler_options={"xla_backend_optimization_level": 0},  # much faster to compile
+        compiler_options=QUICK,
     )
     velocity, pressure = solve(force, divergence)
     found = np.concatenate([np.ravel(part) for part in (*velocity.components, pressure)])

@@ -10,6 +10,7 @@ import pytest
 
 from jaxnm import stokes
 from jaxnm.stokes import Boundary, Grid, Velocity
+from tests.compilation import QUICK
 from tests.stokes.test_counting import _boundary, _dense
 
 EPS = float(np.finfo(float).eps)
@@ -32,7 +33,7 @@ _MIXES = [
 ]
 
 
-@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # much faster to compile
+@partial(jax.jit, compiler_options=QUICK)
 def _matrices(operators):
     return [operators.to_dense(name) for name in ("laplacian", "divergence", "gradient")]
 

@@ -7,9 +7,8 @@ import pytest
 
 from jaxnm import stokes
 from jaxnm.stokes import Boundary, Grid
+from tests.compilation import QUICK
 from tests.stokes.test_counting import _boundary, _dense
-
-_FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def _operators(shape, letters, solid=None, upper=None, **options):
@@ -127,7 +126,7 @@ def test_the_operator_is_symmetric_and_knows_no_viscosity():
     solid = np.zeros((5, 4), bool)
     solid[1, 1:3] = True
     dense = jax.jit(
-        lambda operators: stokes.schur_complement(operators).to_dense(), compiler_options=_FAST_COMPILE
+        lambda operators: stokes.schur_complement(operators).to_dense(), compiler_options=QUICK
     )  # fmt: skip
     for mask in (None, solid):
         matrices = [np.asarray(dense(_operators((5, 4), "IT|NN", mask, viscosity=nu))) for nu in (1.0, 1e-3)]
