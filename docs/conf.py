@@ -77,6 +77,7 @@ PUBLIC_MODULES = [
     "jaxnm.linalg",
     "jaxnm.first_order",
     "jaxnm.stokes",
+    "jaxnm.filtering",
     "jaxnm.plot.first_order",
     "jaxnm.plot.stokes",
 ]

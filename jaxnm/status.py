@@ -27,6 +27,7 @@ class Status(enum.IntEnum):
     NOT_CONVERGED = 8
     NOT_CERTIFIED = 9
     INCOMPATIBLE_DATA = 10
+    DEGENERATE = 11
 
     @property
     def meaning(self) -> str:
@@ -78,6 +79,10 @@ _EXPLANATIONS = {
     Status.INCOMPATIBLE_DATA: (
         "the data contradict each other where the equations leave no freedom; the rest of them was solved",
         "balance the divergence against the flux through the sides, or the force where nothing holds the fluid",
+    ),
+    Status.DEGENERATE: (
+        "an observation is impossible for every state the filter has, so nothing is left to weigh; what it had is kept",
+        "use more particles, a wider likelihood or a better proposal, or check the observation",
     ),
 }
 

@@ -11,6 +11,7 @@ import optax
 
 import jaxnm
 from jaxnm import arguments, first_order, linalg, status, trees
+from tests.contracts.filtering_rows import FILTERING_ROWS
 from tests.contracts.row import Row, matrix, number, of
 from tests.contracts.stokes_rows import STOKES_LARGER, STOKES_ROWS
 
@@ -63,6 +64,15 @@ def _krylov(name: str) -> Row:
     """Three steps end at rounding, whatever the tolerance; the null space is another path and has its own tests."""
     solve = lambda a, b: getattr(linalg, name)(lambda v: linalg.matmul(a, v), b, rtol=1e-15)
     return Row(f"linalg.{name}", of(solve, lambda d: _positive(d, 3), lambda d: matrix(d, 3)))
+
+
+def _sizes(dtype: Any) -> jax.Array:
+    return jnp.asarray([0.8, 1.3, 0.6, 1.1], dtype)
+
+
+def _separable(sizes: jax.Array, right: jax.Array, shift: jax.Array) -> jax.Array:
+    bases = linalg.graded_basis(sizes), linalg.graded_basis(sizes, ("free", "free"))
+    return linalg.solve_separable(bases, right, shift)
 
 
 def _largest_margin(a: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -180,6 +190,8 @@ ROWS = [
         Row(f"linalg.{name}", of(getattr(linalg, name), lambda d: matrix(d, 2, 6)))
         for name in ("dct", "idct", "dst", "idst", "hartley", "dctn", "idctn", "dstn", "idstn")
     ),
+    Row("linalg.graded_basis", of(linalg.graded_basis, _sizes)),
+    Row("linalg.solve_separable", of(_separable, _sizes, lambda d: matrix(d, 4, 4), number(0.3))),
     Row("trees.all_finite", of(lambda x: trees.all_finite({"x": x}), lambda d: matrix(d, 3)), _DISCRETE),
     Row("trees.is_floating", of(trees.is_floating, lambda d: matrix(d, 3)), _DISCRETE, _HOST),
     Row("trees.check_same_structure", of(trees.check_same_structure, _curvatures), _HOST, _HOST),
@@ -292,6 +304,7 @@ ROWS = [
         for name in ("streamlines", "pressure", "mask", "schur_spectrum")
     ),
     *STOKES_ROWS,
+    *FILTERING_ROWS,
 ]  # fmt: skip
 # The same functions on their other path: n = 3 states, where eigenvalues come from the QR iteration; Lanczos.
 LARGER = [

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from functools import partial
 
 import chex
 import jax
@@ -13,6 +14,7 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 import jaxnm
+from tests.compilation import QUICK
 from tests.contracts.table import LARGER, ROWS, Row
 
 TRANSFORMABLE = [row for row in ROWS + LARGER if row.transformable is True]
@@ -24,7 +26,7 @@ MODES = {"float32": (jnp.float32, False), "float32-in-x64": (jnp.float32, True),
 def public_functions() -> set[str]:
     """Names of all public functions: those that a package lists, and those of the modules that list none."""
     names = {"raise_if_failed"}
-    for module_name in ("linalg", "first_order", "stokes"):
+    for module_name in ("linalg", "first_order", "stokes", "filtering"):
         module = importlib.import_module(f"jaxnm.{module_name}")
         names |= {f"{module_name}.{name}" for name, value in vars(module).items() if _is_public_function(name, value)}
     for module_name in ("trees", "status", "arguments", "plot.first_order", "plot.stokes"):
@@ -52,7 +54,7 @@ def test_every_public_function_documents_itself():
     for name in public_functions():
         owner, _, function_name = f"jaxnm.{name}".rpartition(".")
         doc = inspect.getdoc(getattr(importlib.import_module(owner), function_name)) or ""
-        numerical = name.startswith(("linalg.", "first_order.", "stokes."))
+        numerical = name.startswith(("linalg.", "first_order.", "stokes.", "filtering."))
         wanted = ["Args:", "Returns:", ">>>"] if numerical else []
         if numerical and name.split(".")[1] not in ("matmul", "einsum"):
             wanted += ["ifferentiable"]
@@ -65,7 +67,7 @@ def test_every_public_function_documents_itself():
 
 def test_no_subpackage_escapes_the_table():
     found = {module.name for module in pkgutil.iter_modules(jaxnm.__path__)}
-    assert found == {"arguments", "first_order", "linalg", "plot", "status", "stokes", "trees"}
+    assert found == {"arguments", "filtering", "first_order", "linalg", "plot", "status", "stokes", "trees"}
 
 
 def _floats(tree):
@@ -110,12 +112,13 @@ def test_values(row: Row, mode: str):
         pair = jax.tree.map(lambda *leaves: jnp.stack(leaves), args, other)
         if row.heavy:
             # called plainly, the kernel is compiled already; once more under vmap is what a heavy row can afford
-            batch = jax.jit(jax.vmap(traced_once))
+            batch = jax.jit(jax.vmap(traced_once), compiler_options=QUICK)
             reverse = lambda tree: jax.tree.map(lambda leaf: leaf[::-1], tree)
             batched, changed = batch(*pair), function(*other)
             chex.assert_trees_all_close(reverse(batch(*reverse(pair))), batched, **tolerance)
         else:
-            jitted, batched = jax.jit(traced_once), jax.jit(jax.vmap(function))(*pair)
+            jitted = jax.jit(traced_once, compiler_options=QUICK)
+            batched = jax.jit(jax.vmap(function), compiler_options=QUICK)(*pair)
             chex.assert_trees_all_close(jitted(*args), eager, **tolerance)
             changed = jitted(*other)
         chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], batched), eager, **tolerance)
@@ -139,7 +142,7 @@ def test_derivatives(row: Row, mode: str):
                 parts += [jnp.ravel(leaf.real)] + ([jnp.ravel(leaf.imag)] if jnp.iscomplexobj(leaf) else [])
             return jnp.concatenate(parts)
 
-        @jax.jit
+        @partial(jax.jit, compiler_options=QUICK)
         def both(args, tangents, key):
             _, tangent = jax.jvp(real_outputs, args, tangents)
             cotangent = jax.random.normal(key, tangent.shape, dtype)
