@@ -43,7 +43,7 @@ def resample(
         num = N).
 
     Returns:
-      ancestors [num], int32, sorted. All weights zero: drawn as from uniform weights.
+      the ancestors [num], int32, sorted. Where all weights are zero they are drawn as from uniform weights.
 
     Raises:
       ValueError: an unknown method, num < 1, killing with num != N. TypeError: a key that is not typed.
