@@ -342,3 +342,16 @@ def test_bad_arguments():
     for function in (genealogy, smoothed_mean, partial(backward_sample, key, model, num=1)):
         with pytest.raises(ValueError, match="history="):
             function(result=result)
+
+
+def test_ten_million_particles_need_half_a_gigabyte_for_any_length():
+    """Temporary bytes of the compiled program, beside the 80 MB of the last cloud; nothing is run."""
+
+    def bytes_for(length):
+        arguments = jnp.asarray(_THETA, jnp.float32), jnp.zeros(length, jnp.float32)
+        run = lambda theta, y: particle_filter(jax.random.key(0), _model(theta), y, num_particles=10_000_000)
+        return jax.jit(run).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = bytes_for(3), bytes_for(30)
+    assert short <= 0.5e9
+    assert long <= 1.01 * short
