@@ -7,7 +7,7 @@ comes out of a step is weighted. Weights are normalized, their total goes into t
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ from jaxnm.filtering.models import StateSpaceModel
 from jaxnm.filtering.resampling import Method, check_alpha, check_method
 from jaxnm.linalg.factorizations import einsum
 
-GRADIENTS = ("stop", "plain", "soft")
 History = Literal["none", "moments", "ancestors", "full"]
-HISTORIES = ("none", "moments", "ancestors", "full")
+_GRADIENTS = get_args(Gradient)
+_HISTORIES = get_args(History)
 
 
 def particle_filter(
@@ -97,8 +97,8 @@ def particle_filter(
     name = "particle_filter"
     arguments.check_key(name, key)
     dials = _check(name, model, num_particles, resampling, ess_threshold, gradient, alpha, proposal, auxiliary)
-    if history not in HISTORIES:
-        arguments.refuse(name, "history", repr(history), f"one of {HISTORIES}", "use 'none'")
+    if history not in _HISTORIES:
+        arguments.refuse(name, "history", repr(history), f"one of {_HISTORIES}", "use 'none'")
     observations = jax.tree.map(jnp.asarray, observations)
     length = _check_observations(name, model, observations)
     observed = jnp.ones(length, bool) if mask is None else jnp.asarray(mask)
@@ -227,8 +227,8 @@ def _check(
     arguments.check_count(name, "num_particles", num_particles, minimum=1)
     check_method(name, resampling)
     arguments.check_number(name, "ess_threshold", ess_threshold, "in [0, 1]", lambda x: 0 <= x <= 1, "try 0.5")
-    if gradient not in GRADIENTS:
-        arguments.refuse(name, "gradient", repr(gradient), f"one of {GRADIENTS}", "use 'stop'")
+    if gradient not in _GRADIENTS:
+        arguments.refuse(name, "gradient", repr(gradient), f"one of {_GRADIENTS}", "use 'stop'")
     check_alpha(name, alpha)
     proposal = model.proposal if proposal is None else proposal
     if proposal is not None and model.transition_log_density is None:

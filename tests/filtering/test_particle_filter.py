@@ -155,9 +155,8 @@ def test_the_score_by_stopped_gradients_is_right_and_plain_autodiff_is_not():
         options = (("gradient", gradient),)
         scores = np.asarray(_scores(jnp.asarray(theta), jnp.asarray(observations), keys, 1000, options))
         deviation = np.abs(scores.mean(0) - exact) / (scores.std(0) / 10)
-        # the bias of order 1 / N adds to the standard error, and is bounded by that of the evidence, var / 2
-        if gradient == "stop":
-            assert np.all(deviation <= 4 + 0.05 * np.abs(exact) / (scores.std(0) / 10))
+        if gradient == "stop":  # its bias, of order 1 / N, is below the standard error of 100 seeds here
+            assert np.all(deviation <= 4)
         else:
             assert np.max(deviation) > 30
 
