@@ -80,6 +80,7 @@ PUBLIC_MODULES = [
     "jaxnm.filtering",
     "jaxnm.plot.first_order",
     "jaxnm.plot.stokes",
+    "jaxnm.plot.filtering",
 ]
 
 

@@ -303,6 +303,12 @@ ROWS = [
         Row(f"plot.stokes.{name}", of(lambda x: None, number(1.0)), "draws", "draws on the host; see tests/plot")
         for name in ("streamlines", "pressure", "mask", "schur_spectrum")
     ),
+    *(
+        Row(f"plot.filtering.{name}", of(lambda x: None, number(1.0)), "draws", "draws on the host; see tests/plot")
+        for name in (
+            "world_map", "cloud", "cloud_strip", "cloud_animation", "filter_traces", "error_curves", "state_band"
+        )
+    ),
     *STOKES_ROWS,
     *FILTERING_ROWS,
 ]  # fmt: skip

@@ -29,7 +29,7 @@ def public_functions() -> set[str]:
     for module_name in ("linalg", "first_order", "stokes", "filtering"):
         module = importlib.import_module(f"jaxnm.{module_name}")
         names |= {f"{module_name}.{name}" for name, value in vars(module).items() if _is_public_function(name, value)}
-    for module_name in ("trees", "status", "arguments", "plot.first_order", "plot.stokes"):
+    for module_name in ("trees", "status", "arguments", "plot.first_order", "plot.stokes", "plot.filtering"):
         module = importlib.import_module(f"jaxnm.{module_name}")
         own = {
             name
