@@ -14,8 +14,8 @@ RUN := $(VENV)/bin/python
 # An environment is up to date when the stamp named by its lock's hash exists; a changed lock is a new name.
 needs = $(VENV)/stamps/$(1)-$(shell git hash-object requirements/$(1).txt)
 endif
-# how the tests are spread; JOBS= runs them in one process
-JOBS := -n 2
+# how the tests are spread: neighbours together, as they share programs; JOBS= runs all in one process
+JOBS := -n 2 --dist worksteal
 export MPLBACKEND := Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -25,11 +25,14 @@ help:
 tour: $(call needs,examples)
 	$(RUN) -m examples.tour
 
-# Examples and contracts run each program once or twice: they compile fast, in half the time. All else as users do.
+# These run each program once or twice: they compile fast, in half the time. All else as users do.
+SHORT := README.md jaxnm tests/contracts tests/faults tests/plot \
+  $(patsubst %,tests/filtering/test_%.py,cells histogram kalman training worlds) \
+  $(patsubst %,tests/first_order/test_%.py,analysis linearization)
 QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 test: $(call needs,test)
-	$(QUICK) $(RUN) -m pytest $(JOBS) README.md jaxnm tests/contracts
-	$(RUN) -m pytest $(JOBS) tests --ignore=tests/contracts --ignore=tests/devices
+	$(QUICK) $(RUN) -m pytest $(JOBS) $(SHORT)
+	$(RUN) -m pytest $(JOBS) tests $(addprefix --ignore=,$(SHORT) tests/devices)
 	$(RUN) -m pytest tests/devices
 
 exhaustive: $(call needs,test)

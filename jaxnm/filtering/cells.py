@@ -155,7 +155,7 @@ class PFGRUCell(ParticleCell):
       observation_features: width of o, which weighs the particles.
       input_features: width of u, which moves them.
       alpha: in (0, 1]; 1 is ordinary resampling, after which the weights have no gradient.
-      resampling: as `method` of `resample`.
+      resampling: as `method` of `resample`; "multinomial" is the published one, with a larger variance.
       dtype: of the parameters and of all that is computed with them.
       rngs: of flax, for the initial parameters only.
 
@@ -182,7 +182,7 @@ class PFGRUCell(ParticleCell):
         observation_features: int = 32,
         input_features: int = 32,
         alpha: float = 0.5,
-        resampling: Method = "multinomial",
+        resampling: Method = "systematic",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -233,7 +233,7 @@ class PFLSTMCell(ParticleCell):
       observation_features: width of o, which weighs the particles.
       input_features: width of u, which moves them.
       alpha: in (0, 1].
-      resampling: as `method` of `resample`.
+      resampling: as `method` of `resample`; "multinomial" is the published one, with a larger variance.
       dtype: of the parameters and of all that is computed with them.
       rngs: of flax, for the initial parameters only.
 
@@ -259,7 +259,7 @@ class PFLSTMCell(ParticleCell):
         observation_features: int = 32,
         input_features: int = 32,
         alpha: float = 0.5,
-        resampling: Method = "multinomial",
+        resampling: Method = "systematic",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -321,9 +321,9 @@ class MePFRNN(ParticleCell):
     positions and displacements are relative to the sides of the world (displacements in tenths of them), ranges and
     their differences are in cells, as the errors of a sensor and the gaps between beacons do not grow with the world.
 
-    f starts as a decreasing function of every squared difference (W_1 positive, W_2 negative; about minus half the mean
-    squared difference), so that the first observation already favours the particles that explain it; learning may
-    change the signs. The head starts with a spread that puts standard normal particles all over the world.
+    f starts as a decreasing function of every squared difference (W_1 positive, W_2 negative), about that of normal
+    ranges with a standard deviation of `range_scale`, so that the first observation already favours the particles that
+    explain it; learning may change all of it. The head starts with a spread that puts standard normal particles all over the world.
 
     A NaN in a member's ranges means that its observation is missing: its ranges enter as zero, and its weights stay as
     they are in that step.
@@ -334,7 +334,8 @@ class MePFRNN(ParticleCell):
       action_features: of an action (static), at least two; the first two are the displacement in cells.
       alpha: in (0, 1]; 1 is ordinary resampling.
       likelihood: "predicted_distances" or "observation_only".
-      resampling: as `method` of `resample`.
+      range_scale: in cells, what f starts from (static).
+      resampling: as `method` of `resample`; "multinomial" is the published one, with a larger variance.
       dtype: of the parameters and of all that is computed with them.
       rngs: of flax, for the initial parameters only.
 
@@ -342,8 +343,8 @@ class MePFRNN(ParticleCell):
     default there are 28,742 parameters and 128 of the norm.
 
     Raises:
-      ValueError: alpha outside (0, 1], an unknown likelihood or way of resampling, a width below one; at the call, no
-        beacons or fewer than num_ranges, no size, or a wrong shape.
+      ValueError: alpha outside (0, 1], an unknown likelihood or way of resampling, a width below one, a range_scale that
+        is not positive; at the call, no beacons or fewer than num_ranges, no size, or a wrong shape.
 
     Cost: as `PFGRUCell`, and B K m distances a step. Differentiable, with the ancestors and the choice of the nearest
     beacons held fixed.
@@ -367,7 +368,8 @@ class MePFRNN(ParticleCell):
         action_features: int = 4,
         alpha: float = 0.5,
         likelihood: Likelihood = "predicted_distances",
-        resampling: Method = "multinomial",
+        range_scale: float = 0.5,
+        resampling: Method = "systematic",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -377,6 +379,8 @@ class MePFRNN(ParticleCell):
         if likelihood not in _LIKELIHOODS:
             remedy = "use 'predicted_distances'"
             arguments.refuse("MePFRNN", "likelihood", repr(likelihood), f"one of {_LIKELIHOODS}", remedy)
+        positive = lambda value: value > 0
+        arguments.check_number("MePFRNN", "range_scale", range_scale, "positive", positive, "try 0.5")
         self.num_ranges, self.action_features = num_ranges, action_features
         self.in_features, self.hidden, self.alpha, self.resampling = (
             action_features + num_ranges,
@@ -394,7 +398,7 @@ class MePFRNN(ParticleCell):
         # the logistic function of a normal number of standard deviation 1.7 is nearly uniform
         self.head = layer(hidden, 3, kernel_init=nnx.initializers.variance_scaling(1.7**2, "fan_in", "normal"))
         self.misfit_first = layer(num_ranges, num_ranges, kernel_init=nnx.initializers.uniform(2 / num_ranges))
-        fall = nnx.initializers.constant(-0.5 / num_ranges)
+        fall = nnx.initializers.constant(-0.5 / range_scale**2)
         self.misfit_second = layer(num_ranges, 1, use_bias=False, kernel_init=fall)
 
     def propagate(
@@ -437,6 +441,9 @@ class MePFRNN(ParticleCell):
 
 
 def _check_options(function: str, alpha: Any, resampling: Any) -> None:
+    if not arguments.is_number(alpha):
+        got = f"of type {type(alpha).__name__}"
+        arguments.refuse(function, "alpha", got, "a number (it is static)", "try 0.5", error=TypeError)
     check_alpha(function, alpha)
     check_method(function, resampling)
 

@@ -239,7 +239,8 @@ def save_parameters(
       the path of the file.
 
     Raises:
-      TypeError: meta that JSON cannot hold. ValueError: params that are not those of the model.
+      TypeError: meta that JSON cannot hold. ValueError: params that are not those of the model, as far as a graph
+        definition can tell.
 
     Not differentiable.
 
@@ -254,6 +255,12 @@ def save_parameters(
       ('cell.npz', 0)
     """
     graphdef, params = _split("save_parameters", model, params)
+    if isinstance(model, nnx.Module):
+        got, wanted = (signature(tree) for tree in (params, nnx.split(model)[1]))
+        different = next((pair for pair in itertools.zip_longest(got, wanted) if pair[0] != pair[1]), None)
+        if different is not None:
+            found, expected = (str(leaf) for leaf in different)
+            arguments.refuse("save_parameters", "params", f"with {found}", expected, "pass those of this model")
     path = Path(path)
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
     description = {

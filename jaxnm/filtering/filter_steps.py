@@ -40,6 +40,10 @@ def begin(
 ) -> tuple[FilterState, FilterStep]:
     """The initial cloud, weighed with the first observation."""
     particles = model.sample_initial(key, num)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(particles)]
+    if any(shape[:1] != (num,) for shape in shapes):
+        got = f"with leaves of shapes {shapes}"
+        arguments.refuse("sample_initial", "its value", got, f"leaves [{num}, ...]", "draw as many as it is asked for")
     time = jnp.int32(0)
     increments, infinite = _log_likelihood(model, particles, observation, time, present)
     even = jnp.full_like(increments, -jnp.log(jnp.asarray(num, increments.dtype)))

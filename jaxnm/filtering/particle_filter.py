@@ -235,7 +235,10 @@ def _check(
         got = "None beside a proposal"
         arguments.refuse(name, "transition_log_density", got, "a function", "guided filters weigh with it")
     wrap = lambda f: f if f is None or isinstance(f, Partial) else Partial(f)
-    return Dials(wrap(proposal), wrap(auxiliary), jnp.asarray(ess_threshold), jnp.asarray(alpha))
+    ess_threshold, alpha = arguments.to_arrays(name, ess_threshold=ess_threshold, alpha=alpha)
+    for argument, value in (("ess_threshold", ess_threshold), ("alpha", alpha)):
+        arguments.check_shape(name, argument, value, "a scalar", lambda shape: shape == (), "use jax.vmap for several")
+    return Dials(wrap(proposal), wrap(auxiliary), ess_threshold, alpha)
 
 
 def _check_pair(name: str, model: StateSpaceModel, observations: Any) -> None:

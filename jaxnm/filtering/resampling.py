@@ -103,6 +103,8 @@ def soft_resample(
     arguments.check_key("soft_resample", key)
     array = _check_one_cloud("soft_resample", log_weights)
     check_alpha("soft_resample", alpha)
+    alpha = jnp.asarray(alpha)
+    arguments.check_shape("soft_resample", "alpha", alpha, "a scalar", lambda shape: shape == (), "use jax.vmap")
     check_method("soft_resample", method)
     return _soft_resample(key, array, jnp.asarray(alpha).astype(array.dtype), method)
 

@@ -141,6 +141,8 @@ def backward_sample(
     if model.controlled and controls is None:
         arguments.refuse(name, "controls", "None", "[T, ...]", "the model is controlled")
     controls = jax.tree.map(jnp.asarray, controls) if model.controlled else None
+    if result.effective_sample_size.shape[0] == 0:
+        return jax.tree.map(lambda leaf: jnp.zeros((num, 0, *leaf.shape[2:]), leaf.dtype), history.particles)
     return _backward_sample(key, model, history, controls, int(num), int(batch_size))
 
 

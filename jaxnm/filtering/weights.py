@@ -104,11 +104,12 @@ def relative_weights(log_weights: Array) -> tuple[Array, Array, Array]:
 def _normalize(log_weights: Array) -> tuple[Array, Array]:
     weights, largest, alive = relative_weights(log_weights)
     summed = total(weights)
-    log_total = largest + jnp.log(jnp.where(alive, summed, jnp.ones_like(summed)))
+    log_sum = jnp.log(jnp.where(alive, summed, jnp.ones_like(summed)))
+    log_total = largest + log_sum
     x = log_weights.astype(weights.dtype)
     usable = x < jnp.inf
-    # selected before the subtraction, so that what is not used has no derivative
-    x = jnp.where(usable, x, jnp.full_like(x, -jnp.inf)) - log_total[..., None]
+    # selected before the subtraction, so that what is not used has no derivative; not less log_total, which is rounded
+    x = jnp.where(usable, x, jnp.full_like(x, -jnp.inf)) - largest[..., None] - log_sum[..., None]
     even = jnp.full_like(x, -jnp.log(jnp.asarray(x.shape[-1], x.dtype)))
     normalized = jnp.where(alive[..., None], x, even)
     log_total = jnp.where(alive, log_total, jnp.full_like(log_total, -jnp.inf))

@@ -40,14 +40,19 @@ def is_proved(certificate: RateCertificate) -> Bool[Array, "*batch"]:
       ...     bool(jax.jit(lambda mu: is_proved(certify_rate(gradient_descent(1.0), mu, 1.0)))(0.1))
       True
     """
-    member = partial(_is_proved, certificate.memory)
     leaves = (
         certificate.method.A, certificate.method.B, certificate.method.C, certificate.mu, certificate.L,
         certificate.rate, certificate.Q, certificate.q, certificate.multipliers, certificate.status,
     )  # fmt: skip
-    for _ in range(jnp.ndim(certificate.rate)):
+    return _are_proved(certificate.memory, *jax.lax.stop_gradient(leaves))
+
+
+@partial(jax.jit, static_argnums=0)
+def _are_proved(memory: int, *numbers: Array) -> Array:
+    member = partial(_is_proved, memory)
+    for _ in range(jnp.ndim(numbers[-1])):
         member = jax.vmap(member)
-    return jax.jit(member)(*jax.lax.stop_gradient(leaves))
+    return member(*numbers)
 
 
 def _is_proved(memory: int, *numbers: Array) -> Array:

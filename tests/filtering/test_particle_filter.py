@@ -290,6 +290,8 @@ def test_no_observations(history):
     assert result.mean.shape == result.effective_sample_size.shape == (0,)
     assert result.particles.shape == (5,)
     assert int(result.status) == Status.OK
+    if history == "full":
+        assert backward_sample(jax.random.key(0), _model(jnp.asarray(_THETA)), result, 3).shape == (3, 0)
 
 
 def test_checkpoints_change_no_gradient_and_save_memory():

@@ -41,6 +41,14 @@ def test_weights_against_scipy(dtype):
     assert np.all(np.abs(np.asarray(effective_sample_size(x), float) - size) <= 200 * eps * size)
 
 
+def test_weights_far_from_zero_add_up_to_one():
+    """Log-weights of -3e7 are exact in float32, their logarithms of sums are not."""
+    x = np.float32(-3e7) + 2 * np.arange(-10, 1, dtype=np.float32)
+    log_weights = np.asarray(normalize(x)[0], float)
+    np.testing.assert_allclose(np.exp(log_weights).sum(), 1, rtol=4 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(log_weights, x.astype(float) - logsumexp(x.astype(float)), atol=3e-6)
+
+
 def test_weights_that_are_not_finite():
     inf, nan = np.inf, np.nan
     log_weights, log_total = normalize(np.array([[0.0, nan, inf, -inf], [-inf] * 4, [nan] * 4]))
