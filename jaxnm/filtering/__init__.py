@@ -2,11 +2,11 @@
 
 `weights`: log-weights, normalized. `resampling`: which particle descends from which, in linear time. `models`: what a
 filter needs to know of a system. `clouds`, `filter_steps`, `particle_filter`: the filter, over a record or one
-observation at a time. `linear_gaussian`, `kalman`: the models that have an exact filter, and that filter. `smoothing`:
-lines of descent, trajectories drawn backwards, how a cloud degenerates. `worlds`: mazes with beacons, a simulator of
-robots, their model; `histogram`: the exact filter on a grid. `particle_steps`, `cells`: learned cells whose state is a
-cloud; `unrolling`: sequences through them; `losses`, `motion`: what they are trained by; `training`, `checkpoints`:
-training that resumes exactly.
+observation at a time; `sharded`: over devices. `linear_gaussian`, `kalman`: the models that have an exact filter, and
+that filter. `smoothing`: lines of descent, trajectories drawn backwards, how a cloud degenerates. `worlds`: mazes
+with beacons, a simulator of robots, their model; `histogram`: the exact filter on a grid. `particle_steps`, `cells`:
+learned cells whose state is a cloud; `unrolling`: sequences through them; `losses`, `motion`: what they are trained
+by; `training`, `checkpoints`: training that resumes exactly.
 Conventions: the first observation belongs to the initial state; a cloud is resampled at the start of a step, so that
 what comes out is weighted; NaN in an observation means missing; keys are typed and come first.
 """
@@ -42,6 +42,7 @@ from jaxnm.filtering.particle_filter import particle_filter as particle_filter
 from jaxnm.filtering.particle_steps import ParticleCarry as ParticleCarry
 from jaxnm.filtering.resampling import resample as resample
 from jaxnm.filtering.resampling import soft_resample as soft_resample
+from jaxnm.filtering.sharded import sharded_particle_filter as sharded_particle_filter
 from jaxnm.filtering.smoothing import Degeneracy as Degeneracy
 from jaxnm.filtering.smoothing import backward_sample as backward_sample
 from jaxnm.filtering.smoothing import degeneracy as degeneracy

@@ -323,7 +323,8 @@ class MePFRNN(ParticleCell):
 
     f starts as a decreasing function of every squared difference (W_1 positive, W_2 negative), about that of normal
     ranges with a standard deviation of `range_scale`, so that the first observation already favours the particles that
-    explain it; learning may change all of it. The head starts with a spread that puts standard normal particles all over the world.
+    explain it; learning may change all of it. The head starts with a spread that puts standard normal particles all
+    over the world.
 
     A NaN in a member's ranges means that its observation is missing: its ranges enter as zero, and its weights stay as
     they are in that step.
@@ -343,8 +344,8 @@ class MePFRNN(ParticleCell):
     default there are 28,742 parameters and 128 of the norm.
 
     Raises:
-      ValueError: alpha outside (0, 1], an unknown likelihood or way of resampling, a width below one, a range_scale that
-        is not positive; at the call, no beacons or fewer than num_ranges, no size, or a wrong shape.
+      ValueError: alpha outside (0, 1], an unknown likelihood or way of resampling, a width below one, a
+        range_scale that is not positive; at the call, no beacons or fewer than num_ranges, no size, or a wrong shape.
 
     Cost: as `PFGRUCell`, and B K m distances a step. Differentiable, with the ancestors and the choice of the nearest
     beacons held fixed.

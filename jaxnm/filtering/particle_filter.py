@@ -96,15 +96,11 @@ def particle_filter(
     """
     name = "particle_filter"
     arguments.check_key(name, key)
-    dials = _check(name, model, num_particles, resampling, ess_threshold, gradient, alpha, proposal, auxiliary)
+    dials = check_options(name, model, num_particles, resampling, ess_threshold, gradient, alpha, proposal, auxiliary)
     if history not in _HISTORIES:
         arguments.refuse(name, "history", repr(history), f"one of {_HISTORIES}", "use 'none'")
     observations = jax.tree.map(jnp.asarray, observations)
-    length = _check_observations(name, model, observations)
-    observed = jnp.ones(length, bool) if mask is None else jnp.asarray(mask)
-    if observed.shape != (length,) or observed.dtype != bool:
-        got = f"of shape {observed.shape} and dtype {observed.dtype}"
-        arguments.refuse(name, "mask", got, f"[{length}] booleans", "give one flag an observation")
+    observed = check_observations(name, model, observations, mask)
     options = Options(resampling, gradient)
     return _particle_filter(key, model, observations, observed, dials, int(num_particles), options, history, checkpoint)
 
@@ -200,7 +196,7 @@ def filter_step(
     name = "filter_step"
     arguments.check_key(name, key)
     num = state.log_weights.shape[0]
-    dials = _check(name, model, num, resampling, ess_threshold, gradient, alpha, proposal, auxiliary)
+    dials = check_options(name, model, num, resampling, ess_threshold, gradient, alpha, proposal, auxiliary)
     observation = jax.tree.map(jnp.asarray, observation)
     _check_pair(name, model, observation)
     return advance(key, model, state, observation, jnp.asarray(mask, bool), dials, Options(resampling, gradient))
@@ -212,7 +208,7 @@ def _check_model(name: str, model: Any) -> None:
         arguments.refuse(name, "model", got, "StateSpaceModel", "see the class", error=TypeError)
 
 
-def _check(
+def check_options(
     name: str,
     model: Any,
     num_particles: Any,
@@ -223,6 +219,7 @@ def _check(
     proposal: Any,
     auxiliary: Any,
 ) -> Dials:
+    """What is traced of a step, from arguments that make sense."""
     _check_model(name, model)
     arguments.check_count(name, "num_particles", num_particles, minimum=1)
     check_method(name, resampling)
@@ -247,15 +244,20 @@ def _check_pair(name: str, model: StateSpaceModel, observations: Any) -> None:
         arguments.refuse(name, "observations", got, "a pair (values, controls)", "the model is controlled")
 
 
-def _check_observations(name: str, model: StateSpaceModel, observations: Any) -> int:
-    """The number of observations."""
+def check_observations(name: str, model: StateSpaceModel, observations: Any, mask: Any) -> Array:
+    """Which observations are there [T], as far as the mask says."""
     _check_pair(name, model, observations)
     leaves = jax.tree.leaves(observations)
     lengths = {leaf.shape[0] if leaf.ndim else -1 for leaf in leaves}
     if len(lengths) != 1 or -1 in lengths:
         got = f"with leaves of shapes {[leaf.shape for leaf in leaves]}"
         arguments.refuse(name, "observations", got, "leaves [T, ...] of one length", "time comes first")
-    return lengths.pop()
+    (length,) = lengths
+    observed = jnp.ones(length, bool) if mask is None else jnp.asarray(mask)
+    if observed.shape != (length,) or observed.dtype != bool:
+        got = f"of shape {observed.shape} and dtype {observed.dtype}"
+        arguments.refuse(name, "mask", got, f"[{length}] booleans", "give one flag an observation")
+    return observed
 
 
 @partial(jax.jit, static_argnums=(5, 6, 7, 8))

@@ -62,6 +62,11 @@ def _next(theta: jax.Array, observation: jax.Array) -> Any:
     return filtering.filter_step(_KEY(1), _model(theta), _first(theta, observation)[0], observation)
 
 
+def _sharded(theta: jax.Array, observations: jax.Array) -> filtering.FilterResult:
+    mesh = jax.make_mesh((1,), ("particles",), axis_types=(jax.sharding.AxisType.Auto,))
+    return filtering.sharded_particle_filter(_KEY(0), _model(theta), observations, num_particles=8, mesh=mesh)
+
+
 def _backward(theta: jax.Array, observations: jax.Array) -> jax.Array:
     return filtering.backward_sample(_KEY(2), _model(theta), _full(theta, observations), 3)
 
@@ -134,6 +139,7 @@ FILTERING_ROWS = [
         of(lambda y, x: filtering.observed_log_density(lambda y: -((y - x) ** 2), y), _theta, _theta),
     ),
     Row("filtering.particle_filter", of(_filter, _theta, lambda d: matrix(d, 4)), heavy=True),
+    Row("filtering.sharded_particle_filter", of(_sharded, _theta, lambda d: matrix(d, 4)), heavy=True),
     Row("filtering.filter_init", of(_first, _theta, number(0.3))),
     Row("filtering.filter_step", of(_next, _theta, number(0.3)), heavy=True),
     Row(

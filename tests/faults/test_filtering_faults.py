@@ -113,11 +113,19 @@ def _ranges(changed=None, actions=None, **options):
             ValueError,
             r"sample_initial: its value is with leaves of shapes \[\(2,\)\], expected leaves \[4, \.\.\.\]",
         ),
-        (lambda: _filter(ess_threshold=jnp.ones(3)), ValueError, r"ess_threshold is of shape \(3,\), expected a scalar"),
+        (
+            lambda: _filter(ess_threshold=jnp.ones(3)),
+            ValueError,
+            r"ess_threshold is of shape \(3,\), expected a scalar",
+        ),
         (lambda: _filter(gradient="soft", alpha=jnp.ones(3)), ValueError, "alpha is of shape"),
         (lambda: filtering.soft_resample(_key, _clouds[0], jnp.ones(3)), ValueError, "alpha is of shape"),
         (lambda: filtering.MePFRNN(2, alpha="x", rngs=nnx.Rngs(0)), TypeError, "alpha is of type str"),
-        (lambda: filtering.MePFRNN(2, range_scale=0, rngs=nnx.Rngs(0)), ValueError, "range_scale is 0, expected positive"),
+        (
+            lambda: filtering.MePFRNN(2, range_scale=0, rngs=nnx.Rngs(0)),
+            ValueError,
+            "range_scale is 0, expected positive",
+        ),
         (
             lambda: filtering.save_parameters("nowhere", _gru, nnx.split(_lstm)[1]),
             ValueError,
