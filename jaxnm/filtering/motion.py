@@ -25,7 +25,7 @@ def motion_loss(
     size: Float[ArrayLike, "2"],
     beacons: Float[ArrayLike, "m 2"] | None = None,
     num_starts: int = 2,
-    jitter: float | Float[Array, ""] = 0.1,
+    jitter: float | Float[Array, ""] = 0.05,
 ) -> Float[Array, ""]:
     """How badly the particles of a cell follow the odometry and spread, when they are neither weighed nor resampled.
 
@@ -37,7 +37,8 @@ def motion_loss(
     in cells, over the starts and times whose goal is inside the world, with the root of the summed variances of x and y
     as the deviation. It needs no poses. It teaches a cell in a few thousand steps to carry positions along, which the
     error of localization teaches it hardly at all as long as nothing is localized; and the spread is what lets
-    particles that resampling made equal part again.
+    particles that resampling made equal part again. The head, which says where a hidden state is, is held fixed: it
+    could make the loss small by placing all starts where moves are easy, and particles would not start everywhere.
 
     Args:
       graphdef: of a particle cell whose inputs begin with the displacement in cells, such as `MePFRNN`.
@@ -55,7 +56,8 @@ def motion_loss(
     Raises:
       TypeError: a cell without particles, a raw key. ValueError: a wrong shape, num_starts < 1, jitter < 0.
 
-    Cost: T steps of 4 num_starts particles, without resampling. Differentiable in params.
+    Cost: T steps of 4 num_starts particles, without resampling. Differentiable in params; zero in
+    those of the head.
     Source: the motion model is trained by itself first in R. Jonschkowski, D. Rastogi, O. Brock, RSS 2018,
     arXiv:1805.11122; here it is a term of the loss, for hidden states.
 
@@ -68,7 +70,7 @@ def motion_loss(
     """
     arguments.check_key("motion_loss", key)
     arguments.check_count("motion_loss", "num_starts", num_starts, minimum=1)
-    arguments.check_number("motion_loss", "jitter", jitter, ">= 0", lambda value: value >= 0, "try 0.1")
+    arguments.check_number("motion_loss", "jitter", jitter, ">= 0", lambda value: value >= 0, "try 0.05")
     inputs, size = arguments.to_arrays("motion_loss", inputs=inputs, size=size)
     arguments.check_shape("motion_loss", "inputs", inputs, "[T, B, features]", lambda shape: len(shape) == 3)
     arguments.check_shape("motion_loss", "size", size, "[2]", lambda shape: shape == (2,), "give (nx, ny)")
@@ -96,8 +98,9 @@ def _motion_loss(
     start_key, step_key = jax.random.split(key)
     times, batch = inputs.shape[:2]
     start = cell.initial_carry(start_key, batch, num_starts)
+    head = nnx.merge(graphdef, jax.lax.stop_gradient(params)).head
     # in cells
-    positions = lambda carry: jax.nn.sigmoid(linear(cell.head, carry.hidden))[..., :2] * size[None, None]
+    positions = lambda carry: jax.nn.sigmoid(linear(head, carry.hidden))[..., :2] * size[None, None]
     displacements = jnp.nan_to_num(inputs[:, :, None, :2])
     goals = jax.lax.stop_gradient(positions(start))[None] + jnp.cumsum(displacements, 0)
     carry = jax.tree.map(lambda x: jnp.repeat(x, _COPIES, 1), start)

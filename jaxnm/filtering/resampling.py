@@ -152,10 +152,21 @@ def _fixed(x: Array) -> _Fixed:
 
 def _cumulative(x: Array) -> _Fixed:
     """The cumulative sums of numbers that are not negative, exact up to the last place of 2^-32 of each."""
+    return jax.lax.platform_dependent(x, cpu=_cumulative_apart, default=_cumulative_sums)
+
+
+def _cumulative_sums(x: Array) -> _Fixed:
     terms = _fixed(x)
     fraction = jnp.cumsum(terms.fraction, dtype=jnp.uint32)
     carry = (fraction < terms.fraction).astype(jnp.int32)
     return _Fixed(jnp.cumsum(terms.whole + carry, dtype=jnp.int32), fraction)
+
+
+def _cumulative_apart(x: Array) -> _Fixed:
+    # XLA adds up again wherever the sums are read, unless they come out of a branch
+    unknown = jax.lax.optimization_barrier(jnp.bool(True))
+    zeros = lambda x: _Fixed(jnp.zeros(x.shape, jnp.int32), jnp.zeros(x.shape, jnp.uint32))
+    return jax.lax.cond(unknown, _cumulative_sums, zeros, x)
 
 
 def ancestors_from(cumulative: Array, num: int) -> Array:

@@ -210,7 +210,7 @@ def _localization(output: CellOutput, poses: Array, size: Array) -> Array:
 
 
 def _elbo(output: CellOutput, poses: Array, size: Array) -> Array:
-    options = {"weighted": True, "scale": 0.15, "heading_weight": 0.02}
+    options = {"weighted": True, "scale": 0.03, "heading_weight": 0.02}
     return elbo_loss(output.predictions, poses, size, output.log_weights, **options)
 
 
@@ -274,7 +274,7 @@ def train(
       optimizer: of optax, with the schedule and the clipping that are wanted.
       num_particles: K.
       loss: "localization", `localization_loss` of the mean prediction; "elbo", the weighted `elbo_loss` with a scale of
-        0.15, which is a mixture of Gaussians; or a function of (output, poses [T, B, 3], size [2]) with a scalar value.
+        0.03, which is a mixture of Gaussians; or a function of (output, poses [T, B, 3], size [2]) with a scalar value.
       loss_weight: of this loss; 0 trains the motion alone, which can go first.
       motion_weight: of `motion_loss`, which is added where it is positive; for particle cells only.
       num_seeds: how many runs side by side, with `vmap`; None is one run without the axis of seeds.
