@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import certificates, first_order, linalg, stokes
+from benchmarks import certificates, filtering, first_order, linalg, stokes
 from benchmarks.protocol import Outcome, Row, measure
 
 GROUPS = {
@@ -22,8 +22,9 @@ GROUPS = {
     "certificates": certificates.CASES,
     "linalg": linalg.CASES,
     "stokes": stokes.CASES,
+    "filtering": filtering.CASES,
 }
-_PEERS = ("numpy", "scipy", "matfree", "autolyap", "pepit", "pyamg")
+_PEERS = ("numpy", "scipy", "matfree", "autolyap", "pepit", "pyamg", "particles", "cuthbert", "torch")
 CASES = {name: case for cases in GROUPS.values() for name, case in cases.items()}
 
 _LEGEND = """

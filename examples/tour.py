@@ -10,13 +10,14 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from examples import certified_rates, optimizer_rates, stokes_flow
+from examples import certified_rates, hidden_states, optimizer_rates, stokes_flow
 
 FOLDER = Path("build/tour")
 CHAPTERS = {
     "What rate will my optimizer have?": optimizer_rates,
     "Is that rate proved for every such function?": certified_rates,
     "How does a slow fluid pass these obstacles?": stokes_flow,
+    "Where is the robot, and what does a noisy record hide?": hidden_states,
 }
 
 
