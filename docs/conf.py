@@ -78,6 +78,7 @@ PUBLIC_MODULES = [
     "jaxnm.first_order",
     "jaxnm.stokes",
     "jaxnm.filtering",
+    "jaxnm.tensor_train",
     "jaxnm.plot.first_order",
     "jaxnm.plot.stokes",
     "jaxnm.plot.filtering",

@@ -14,6 +14,7 @@ from jaxnm import arguments, first_order, linalg, status, trees
 from tests.contracts.filtering_rows import FILTERING_ROWS
 from tests.contracts.row import Row, matrix, number, of
 from tests.contracts.stokes_rows import STOKES_LARGER, STOKES_ROWS
+from tests.contracts.tensor_train_rows import TENSOR_TRAIN_LARGER, TENSOR_TRAIN_ROWS
 
 
 def _vector(seed: int, dtype: Any) -> jax.Array:
@@ -311,6 +312,7 @@ ROWS = [
     ),
     *STOKES_ROWS,
     *FILTERING_ROWS,
+    *TENSOR_TRAIN_ROWS,
 ]  # fmt: skip
 # The same functions on their other path: n = 3 states, where eigenvalues come from the QR iteration; Lanczos.
 LARGER = [
@@ -335,4 +337,5 @@ LARGER = [
         heavy=True,
     ),
     *STOKES_LARGER,
+    *TENSOR_TRAIN_LARGER,
 ]

@@ -26,7 +26,7 @@ MODES = {"float32": (jnp.float32, False), "float32-in-x64": (jnp.float32, True),
 def public_functions() -> set[str]:
     """Names of all public functions: those that a package lists, and those of the modules that list none."""
     names = {"raise_if_failed"}
-    for module_name in ("linalg", "first_order", "stokes", "filtering"):
+    for module_name in ("linalg", "first_order", "stokes", "filtering", "tensor_train"):
         module = importlib.import_module(f"jaxnm.{module_name}")
         names |= {f"{module_name}.{name}" for name, value in vars(module).items() if _is_public_function(name, value)}
     for module_name in ("trees", "status", "arguments", "plot.first_order", "plot.stokes", "plot.filtering"):
@@ -54,7 +54,7 @@ def test_every_public_function_documents_itself():
     for name in public_functions():
         owner, _, function_name = f"jaxnm.{name}".rpartition(".")
         doc = inspect.getdoc(getattr(importlib.import_module(owner), function_name)) or ""
-        numerical = name.startswith(("linalg.", "first_order.", "stokes.", "filtering."))
+        numerical = name.startswith(("linalg.", "first_order.", "stokes.", "filtering.", "tensor_train."))
         wanted = ["Args:", "Returns:", ">>>"] if numerical else []
         if numerical and name.split(".")[1] not in ("matmul", "einsum"):
             wanted += ["ifferentiable"]
@@ -67,7 +67,8 @@ def test_every_public_function_documents_itself():
 
 def test_no_subpackage_escapes_the_table():
     found = {module.name for module in pkgutil.iter_modules(jaxnm.__path__)}
-    assert found == {"arguments", "filtering", "first_order", "linalg", "plot", "status", "stokes", "trees"}
+    modules = {"filtering", "first_order", "stokes", "tensor_train"}
+    assert found == {"arguments", "linalg", "plot", "status", "trees"} | modules
 
 
 def _floats(tree):

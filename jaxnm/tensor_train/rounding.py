@@ -1,0 +1,270 @@
+"""Rounding: a train of smaller ranks that is near, with a derivative where that of QR or SVD would be NaN.
+
+Going from left to right, the matrix whose rows are the left indices of a bond is projected onto its leading left
+singular vectors. What lies behind the bond enters by a factor T of its Gram matrix W = T T^H only, which comes from a
+sweep from right to left. A projection does not depend on how its basis is turned, so that its derivative needs no
+differences of singular values but those of a kept and a dropped one, which are as far apart as the rounding is well
+posed.
+"""
+
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from jaxnm import arguments
+from jaxnm.linalg import eigh, einsum, matmul, qr, svd
+from jaxnm.tensor_train.products import norm, right_factors
+from jaxnm.tensor_train.trains import TT, check_train, core_mask, mode_mask, rescaled, within
+
+Method = Literal["auto", "qr_svd", "gram", "randomized"]
+METHODS = ("auto", "qr_svd", "gram", "randomized")
+_OVERSAMPLING = 8
+# relative to the norm, a singular value of this many eps is nothing
+_NOTHING = 4
+
+
+def round(
+    tt: TT,
+    *,
+    max_rank: int | None = None,
+    eps: Float[Array, ""] | float = 0.0,
+    method: Method = "auto",
+    key: Key[Array, ""] | None = None,
+    return_error: bool = False,
+) -> Any:
+    """A train of smaller ranks near a given one.
+
+    Args:
+      tt: of any ranks.
+      max_rank: R of the result (static); that of tt by default.
+      eps: relative to the norm: ranks are the smallest that keep the error of each bond below eps |tt| / sqrt(d - 1),
+        so that the distance is below eps |tt|, as far as max_rank lets them. What is below 4 machine epsilons of the
+        norm (4 of their roots with "gram") is dropped in any case. May be traced.
+      method: static. "qr_svd": QR from right to left, SVD from left to right, to full accuracy. "gram": inner products
+        and symmetric eigenvalue problems, products of matrices above all, to the root of the machine epsilon.
+        "randomized": a random train finds the subspaces, then "qr_svd" on the small result; for trains of large ranks
+        that are a sum of many. "auto": "gram" where eps is a Python number of at least 1e-7 (1e-3 in float32), else
+        "qr_svd".
+      key: of `jax.random.key`, for "randomized".
+      return_error: whether the distance is returned too (static): the root of the summed squares of dropped singular
+        values, for "randomized" that of the second step.
+
+    Returns:
+      `TT` with cores [d, max_rank, n, max_rank], left-orthogonal but for the last; with return_error a pair of it and
+      a scalar.
+
+    Raises:
+      ValueError: max_rank < 1, eps < 0, an unknown method, no key for "randomized". TypeError: no train.
+
+    Cost: d times a QR of [n R, R] and an SVD of [n R', R]; "gram" d eigenvalue problems of order n R'.
+    Differentiable but for "randomized", in the ranks that the rounding chose: padding and equal singular values do no
+    harm; where a kept singular value equals a dropped one, the rounding jumps and its derivative leaves that pair out.
+    Source: I. V. Oseledets, SIAM J. Sci. Comput. 33 (2011), 2295-2317, algorithm 2; H. Al Daas, G. Ballard, P. Benner,
+    SIAM J. Sci. Comput. 44 (2022) (Gram matrices); H. Al Daas et al., SIAM J. Sci. Comput. 45 (2023) (randomized).
+
+    Example:
+      >>> from jaxnm.tensor_train import from_cores
+      >>> ones = from_cores([jnp.ones((1, 3, 1))] * 4)
+      >>> round(ones + ones).ranks.tolist()
+      [1, 1, 1, 1, 1]
+    """
+    name = "round"
+    check_train(name, tt=tt)
+    size = tt.max_rank if max_rank is None else max_rank
+    arguments.check_count(name, "max_rank", size, minimum=1)
+    arguments.check_number(name, "eps", eps, ">= 0", lambda value: value >= 0, "0 drops only what is nothing")
+    if method not in METHODS:
+        arguments.refuse(name, "method", repr(method), f"one of {METHODS}", "use 'auto'")
+    dtype = jnp.finfo(tt.dtype).dtype
+    if method == "auto":
+        safe = 1e-7 if dtype.itemsize == 8 else 1e-3
+        method = "gram" if arguments.is_number(eps) and eps >= safe else "qr_svd"
+    (threshold,) = arguments.to_arrays(name, eps=eps)
+    arguments.check_shape(name, "eps", threshold, "a scalar", lambda shape: shape == (), "one for all bonds")
+    if method == "randomized":
+        if key is None:
+            arguments.refuse(name, "key", "None", "a key for 'randomized'", "pass jax.random.key(0)")
+        arguments.check_key(name, key)
+        tt = _randomized(key, tt, int(size) + _OVERSAMPLING)
+    rounded, error = _round(tt, threshold.astype(dtype), int(size), method == "gram")
+    return (rounded, error) if return_error else rounded
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _round(tt: TT, eps: Array, size: int, gram: bool) -> tuple[TT, Array]:
+    large, n, d = tt.max_rank, max(tt.shape), tt.ndim
+    dtype = eps.dtype
+    inner = _inner_products(tt.cores)
+    factors = _roots(inner) if gram else right_factors(jax.lax.stop_gradient(tt.cores))[0]
+    machine = jnp.finfo(dtype).eps
+    nothing = _NOTHING * (machine**0.5 if gram else machine)
+    relative = jnp.maximum(eps / jnp.sqrt(jnp.asarray(max(d - 1, 1), dtype)), nothing)
+    modes = jnp.asarray(mode_mask(tt.shape))
+
+    def step(carry: tuple[Array, Array, Array], site: Any) -> tuple[Any, Any]:
+        left, rank, exponent = carry
+        core, factor, product, mode = site
+        matrix = einsum("ar,ris->ais", left, core).reshape(size * n, large)
+        basis, singular, count = leading_subspace(size, gram, matrix, factor, product, relative)
+        valid = (within(rank, size)[:, None] & mode[None]).reshape(-1, 1) & within(count, size)[None]
+        basis = jnp.where(valid, basis, jnp.zeros_like(basis))
+        squares = singular**2
+        dropped = jnp.sum(jnp.where(within(count, squares.shape[0]), jnp.zeros_like(squares), squares))
+        share = dropped / jnp.maximum(jnp.sum(squares), jnp.finfo(dtype).tiny)
+        left, more = rescaled(matmul(basis.conj().T, matrix))
+        return (left, count, exponent + more), (basis.reshape(size, n, size), count, share)
+
+    start = jnp.zeros((size, large), tt.dtype).at[0, 0].set(1)
+    sites = (tt.cores[:-1], factors[1:], inner[1:], modes[:-1])
+    (left, _, exponent), (bases, counts, shares) = jax.lax.scan(step, (start, jnp.int32(1), jnp.int32(0)), sites)
+    last = jnp.zeros((size, n, size), tt.dtype).at[:, :, 0].set(einsum("ar,ri->ai", left, tt.cores[-1, :, :, 0]))
+    one = jnp.ones(1, jnp.int32)
+    ranks = jnp.concatenate([one, counts, one])
+    cores = jnp.concatenate([bases, last[None]])
+    cores = jnp.where(core_mask(ranks, tt.shape, size), cores, jnp.zeros_like(cores))
+    log_scale = tt.log_scale + exponent.astype(dtype) * jnp.log(jnp.asarray(2, dtype))
+    rounded = TT(cores, ranks, log_scale, tt.shape)
+    # of what is left at a bond a share is dropped; errors at different bonds are orthogonal
+    remaining = jnp.concatenate([jnp.ones(1, dtype), jnp.cumprod(1 - shares)[:-1]]) if d > 1 else jnp.ones(0, dtype)
+    error = norm(jax.lax.stop_gradient(tt)) * jnp.sqrt(jnp.sum(shares * remaining))
+    return rounded, error
+
+
+def _inner_products(cores: Array) -> Array:
+    """W [d, R, R], of the rows behind every bond, each over its largest entry."""
+
+    def step(behind: Array, core: Array) -> tuple[Array, Array]:
+        half = einsum("ris,st->rit", core, behind)
+        product, _ = rescaled(einsum("rit,qit->rq", half, core.conj()))
+        return product, product
+
+    last = jnp.zeros(cores.shape[-1:] * 2, cores.dtype).at[0, 0].set(1)
+    return jax.lax.scan(step, last, cores, reverse=True)[1]
+
+
+def _roots(inner: Array) -> Array:
+    """T with T T^H = W for every bond."""
+    values, vectors = eigh(jax.lax.stop_gradient(inner))
+    return vectors * jnp.sqrt(jnp.maximum(values, jnp.zeros_like(values)))[:, None].astype(vectors.dtype)
+
+
+# ------------------------------------------------------------------------------------------------ one bond
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def leading_subspace(
+    size: int, gram: bool, matrix: Array, factor: Array, inner: Array, relative: Array
+) -> tuple[Array, Array, Array]:
+    """Leading left singular vectors of matrix T [m, R], all singular values, and how many of them are kept.
+
+    The vectors are [m, size], orthonormal; more are kept the smaller `relative` is, at least one. The derivative takes
+    T T^H for the inner products `inner`, up to a factor, and turns kept vectors towards dropped ones only.
+    """
+    product = matmul(matrix, factor)
+    if gram:
+        values, vectors = eigh(matmul(product.conj().T, product))
+        singular = jnp.sqrt(jnp.maximum(values[::-1], jnp.zeros_like(values)))
+        # already orthogonal but for rounding
+        basis = qr(matmul(product, vectors[:, ::-1][:, :size])).orthogonal
+    else:
+        basis, singular, _ = svd(product)
+        basis = basis[:, :size]
+    limit = relative * jnp.sqrt(jnp.sum(singular**2))
+    return jnp.pad(basis, ((0, 0), (0, size - basis.shape[1]))), singular, kept_count(singular, limit, size)
+
+
+def kept_count(singular: Array, limit: Array, most: int) -> Array:
+    """How many singular values are needed, of one at least, so that the others have a norm of at most `limit`."""
+    tails = jnp.sqrt(jnp.cumsum(singular[::-1] ** 2)[::-1])
+    return jnp.clip(jnp.sum(tails > limit, dtype=jnp.int32), 1, most)
+
+
+@leading_subspace.defjvp
+def _leading_subspace_jvp(size: int, gram: bool, primals: Any, tangents: Any) -> Any:
+    matrix, factor, inner, relative = primals
+    moved, _, inner_moved, _ = tangents
+    primal_out = leading_subspace(size, gram, matrix, factor, inner, relative)
+    basis, found, count = primal_out
+    whole = matmul(factor, factor.conj().T)
+    # both are the same inner products, in different units
+    unit = jnp.sum(jnp.abs(whole)) / jnp.maximum(jnp.sum(jnp.abs(inner)), jnp.finfo(relative.dtype).tiny)
+    unit = unit.astype(matrix.dtype)
+    back = matmul(matrix.conj().T, basis)
+    turned = matmul(moved, matmul(whole, back)) + unit * matmul(matrix, matmul(inner_moved, back))
+    turned += matmul(matrix, matmul(whole, matmul(moved.conj().T, basis)))
+    left, singular, _ = svd(matmul(matrix, factor))
+    energies = singular**2
+    kept = jnp.diagonal(matmul(basis.conj().T, matmul(matrix, matmul(whole, back)))).real
+    parts = matmul(left.conj().T, turned)
+    gaps = kept[None] - energies[:, None]
+    dropped = ~within(count, energies.shape[0])[:, None] & within(count, size)[None]
+    small = 16 * jnp.finfo(relative.dtype).eps ** 2 * energies[0]
+    apart = dropped & (gaps > small)
+    divisors = jnp.where(apart, gaps, jnp.ones_like(gaps)).astype(parts.dtype)
+    towards = jnp.where(apart, parts / divisors, jnp.zeros_like(parts))
+    outside = turned - matmul(left, parts)
+    usable = within(count, size) & (kept > small)
+    divisors = jnp.where(usable, kept, jnp.ones_like(kept)).astype(parts.dtype)
+    outside = jnp.where(usable[None], outside / divisors[None], jnp.zeros_like(outside))
+    change = matmul(left, towards) + outside
+    return primal_out, (change, jnp.zeros_like(found), np.zeros((), jax.dtypes.float0))
+
+
+def _randomized(key: Array, tt: TT, size: int) -> TT:
+    return _randomized_of(tt.cores, key, tt.ranks, tt.log_scale, tt.shape, size)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _randomized_of(cores: Array, key: Array, ranks: Array, log_scale: Array, shape: tuple[int, ...], size: int) -> TT:
+    """Projected from the left onto what a random train of ranks `size` sees of it."""
+    cores = _without_derivative(cores)
+    d, large, n, _ = cores.shape
+    modes = jnp.asarray(mode_mask(shape))
+    random = jax.random.normal(key, (d, size, n, size), cores.dtype)
+
+    def look(behind: Array, site: Any) -> tuple[Array, Array]:
+        core, other = site
+        seen, _ = rescaled(einsum("rit,qit->rq", einsum("ris,st->rit", core, behind), other))
+        return seen, seen
+
+    last = jnp.zeros((large, size), cores.dtype).at[0].set(1)
+    seen = jax.lax.scan(look, last, (cores, random), reverse=True)[1]
+
+    def step(carry: Any, site: Any) -> Any:
+        left, rank, exponent = carry
+        core, behind, mode, bond = site
+        matrix = einsum("ar,ris->ais", left, core).reshape(size * n, large)
+        # rows that are not there come last, so that no vector of the basis needs them
+        valid = (within(rank, size)[:, None] & mode[None]).reshape(-1)
+        order = jnp.argsort(~valid, stable=True)
+        basis = qr(matmul(matrix, behind)[order]).orthogonal
+        basis = jnp.pad(basis, ((0, 0), (0, size - basis.shape[1])))[jnp.argsort(order)]
+        count = jnp.minimum(jnp.minimum(jnp.sum(valid, dtype=jnp.int32), bond), size)
+        basis = jnp.where(valid[:, None] & within(count, size)[None], basis, jnp.zeros_like(basis))
+        left, more = rescaled(matmul(basis.conj().T, matrix))
+        return (left, count, exponent + more), (basis.reshape(size, n, size), count)
+
+    start = jnp.zeros((size, large), cores.dtype).at[0, 0].set(1)
+    sites = (cores[:-1], seen[1:], modes[:-1], ranks[1:-1])
+    (left, _, exponent), (bases, counts) = jax.lax.scan(step, (start, jnp.int32(1), jnp.int32(0)), sites)
+    end = jnp.zeros((size, n, size), cores.dtype).at[:, :, 0].set(einsum("ar,ri->ai", left, cores[-1, :, :, 0]))
+    one = jnp.ones(1, jnp.int32)
+    log_scale = log_scale + exponent.astype(log_scale.dtype) * jnp.log(jnp.asarray(2, log_scale.dtype))
+    return TT(jnp.concatenate([bases, end[None]]), jnp.concatenate([one, counts, one]), log_scale, shape)
+
+
+@jax.custom_jvp
+def _without_derivative(cores: Array) -> Array:
+    return cores
+
+
+@_without_derivative.defjvp
+def _no_derivative(primals: Any, tangents: Any) -> Any:
+    arguments.refuse(
+        "round", "method", "'randomized' under differentiation", "'qr_svd' or 'gram'", "its subspaces are drawn",
+        error=TypeError,
+    )  # fmt: skip
