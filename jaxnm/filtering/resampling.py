@@ -22,6 +22,8 @@ Method = Literal["systematic", "stratified", "multinomial", "residual", "killing
 METHODS = ("systematic", "stratified", "multinomial", "residual", "killing")
 # up to this many comparisons a table of all of them is faster than a scatter
 _LARGEST_TABLE = 64 * 64
+# beyond it the memory of a branch counts more than its time
+_LARGEST_BRANCH = 2**22
 
 
 def resample(
@@ -152,6 +154,8 @@ def _fixed(x: Array) -> _Fixed:
 
 def _cumulative(x: Array) -> _Fixed:
     """The cumulative sums of numbers that are not negative, exact up to the last place of 2^-32 of each."""
+    if x.shape[0] > _LARGEST_BRANCH:
+        return _cumulative_sums(x)
     return jax.lax.platform_dependent(x, cpu=_cumulative_apart, default=_cumulative_sums)
 
 
