@@ -110,7 +110,7 @@ def _select(
         if options.gradient == "stop":
             own = chances[ancestors]
             own = jnp.where(jnp.isfinite(own), own, jnp.zeros_like(own))
-            log_weights = log_weights + _zero_of_slope_one(own)
+            log_weights = log_weights + (own - jax.lax.stop_gradient(own))
         if ahead is not None:
             log_weights = log_weights + log_total - ahead[ancestors]
         return jax.tree.map(lambda leaf: leaf[ancestors], state.particles), log_weights, ancestors
@@ -120,15 +120,6 @@ def _select(
 
     particles, log_weights, ancestors = jax.lax.cond(needed, take, keep, key)
     return particles, log_weights, needed, ancestors
-
-
-@jax.custom_jvp
-def _zero_of_slope_one(x: Array) -> Array:
-    """Zero, as x - stop_gradient(x), for which programs without derivatives need not have x."""
-    return jnp.zeros_like(x)
-
-
-_zero_of_slope_one.defjvps(lambda tangent, _, x: tangent)
 
 
 def _is_missing(values: Any) -> Array:
