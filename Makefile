@@ -28,8 +28,7 @@ tour: $(call needs,examples)
 # These run each program once or twice: they compile fast, in half the time. All else as users do.
 SHORT := README.md jaxnm tests/contracts tests/faults tests/plot \
   $(patsubst %,tests/filtering/test_%.py,cells histogram kalman training worlds) \
-  $(patsubst %,tests/first_order/test_%.py,analysis linearization) \
-  $(patsubst %,tests/tensor_train/test_%.py,trains products rounding dense matrices)
+  $(patsubst %,tests/first_order/test_%.py,analysis linearization) tests/tensor_train
 QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 test: $(call needs,test)
 	$(QUICK) $(RUN) -m pytest $(JOBS) $(SHORT)

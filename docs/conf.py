@@ -79,9 +79,11 @@ PUBLIC_MODULES = [
     "jaxnm.stokes",
     "jaxnm.filtering",
     "jaxnm.tensor_train",
+    "jaxnm.tensor_train.quantics",
     "jaxnm.plot.first_order",
     "jaxnm.plot.stokes",
     "jaxnm.plot.filtering",
+    "jaxnm.plot.tensor_train",
 ]
 
 

@@ -5,6 +5,7 @@ row of the first to the first column of the last. All cores have the shape [R, n
 scan over sites and compile once, however many there are. What lies beyond a rank or a mode size is exactly zero.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,6 +138,24 @@ def to_cores(tt: TT) -> list[Inexact[Array, "r n r'"]]:
 
 
 # ------------------------------------------------------------------------------------------------ checks and masks
+
+
+def checked_shape(function: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The mode sizes as a tuple of Python integers, at least one of them and none below one."""
+    if isinstance(shape, int | np.integer) or len(shape) == 0:
+        got = repr(shape) if isinstance(shape, int | np.integer) else "empty"
+        arguments.refuse(function, "shape", got, "a sequence of d >= 1 mode sizes", "pass (n,) * d")
+    for k, size in enumerate(shape):
+        arguments.check_count(function, f"shape[{k}]", size, minimum=1)
+    return tuple(int(size) for size in shape)
+
+
+def bounded_rank(shape: tuple[int, ...], rank: int) -> int:
+    """The rank, or the largest one that a train of this shape can need."""
+    grow = lambda bound, size: min(bound * size, rank)
+    before = list(itertools.accumulate(shape[:-1], grow, initial=1))[1:]
+    behind = list(itertools.accumulate(shape[:0:-1], grow, initial=1))[1:]
+    return max(map(min, before, reversed(behind)), default=1)
 
 
 def check_train(function: str, **trains: Any) -> None:

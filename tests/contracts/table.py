@@ -14,7 +14,12 @@ from jaxnm import arguments, first_order, linalg, status, trees
 from tests.contracts.filtering_rows import FILTERING_ROWS
 from tests.contracts.row import Row, matrix, number, of
 from tests.contracts.stokes_rows import STOKES_LARGER, STOKES_ROWS
+from tests.contracts.tensor_train_cross_rows import TENSOR_TRAIN_CROSS_ROWS
+from tests.contracts.tensor_train_optimizer_rows import TENSOR_TRAIN_OPTIMIZER_ROWS
+from tests.contracts.tensor_train_quantics_rows import TENSOR_TRAIN_QUANTICS_ROWS
 from tests.contracts.tensor_train_rows import TENSOR_TRAIN_LARGER, TENSOR_TRAIN_ROWS
+from tests.contracts.tensor_train_solve_rows import TENSOR_TRAIN_SOLVE_ROWS
+from tests.contracts.tensor_train_spectra_rows import TENSOR_TRAIN_SPECTRA_ROWS
 
 
 def _vector(seed: int, dtype: Any) -> jax.Array:
@@ -310,9 +315,18 @@ ROWS = [
             "world_map", "cloud", "cloud_strip", "cloud_animation", "filter_traces", "error_curves", "state_band"
         )
     ),
+    *(
+        Row(f"plot.tensor_train.{name}", of(lambda x: None, number(1.0)), "draws", "draws on the host; see tests/plot")
+        for name in ("rank_profile", "singular_values", "slice_map", "convergence")
+    ),
     *STOKES_ROWS,
     *FILTERING_ROWS,
     *TENSOR_TRAIN_ROWS,
+    *TENSOR_TRAIN_CROSS_ROWS,
+    *TENSOR_TRAIN_QUANTICS_ROWS,
+    *TENSOR_TRAIN_OPTIMIZER_ROWS,
+    *TENSOR_TRAIN_SOLVE_ROWS,
+    *TENSOR_TRAIN_SPECTRA_ROWS,
 ]  # fmt: skip
 # The same functions on their other path: n = 3 states, where eigenvalues come from the QR iteration; Lanczos.
 LARGER = [

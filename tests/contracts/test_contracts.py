@@ -26,10 +26,18 @@ MODES = {"float32": (jnp.float32, False), "float32-in-x64": (jnp.float32, True),
 def public_functions() -> set[str]:
     """Names of all public functions: those that a package lists, and those of the modules that list none."""
     names = {"raise_if_failed"}
-    for module_name in ("linalg", "first_order", "stokes", "filtering", "tensor_train"):
+    for module_name in ("linalg", "first_order", "stokes", "filtering", "tensor_train", "tensor_train.quantics"):
         module = importlib.import_module(f"jaxnm.{module_name}")
         names |= {f"{module_name}.{name}" for name, value in vars(module).items() if _is_public_function(name, value)}
-    for module_name in ("trees", "status", "arguments", "plot.first_order", "plot.stokes", "plot.filtering"):
+    for module_name in (
+        "trees",
+        "status",
+        "arguments",
+        "plot.first_order",
+        "plot.stokes",
+        "plot.filtering",
+        "plot.tensor_train",
+    ):
         module = importlib.import_module(f"jaxnm.{module_name}")
         own = {
             name

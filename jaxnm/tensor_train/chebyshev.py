@@ -1,0 +1,210 @@
+"""Functions on a box by Chebyshev polynomials in every variable, their coefficients in a train."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Inexact, Int, Int32, Key
+
+from jaxnm import arguments
+from jaxnm.linalg import einsum
+from jaxnm.status import Status, first_failing, merge
+from jaxnm.tensor_train.cross import FLOOR, MARGIN, CrossResult, Search, from_function
+from jaxnm.tensor_train.trains import TT
+
+_POINTS = 512
+"""Random points of the check."""
+
+
+@flax.struct.dataclass
+class ChebyshevTrain:
+    """A polynomial on a box: the sum of entries (j_1, ..., j_d) of a train times T_j1(t_1) ... T_jd(t_d).
+
+    T_j is the Chebyshev polynomial of the first kind, and t_k runs from -1 to 1 along side k of the box.
+    """
+
+    coefficients: TT
+    box: Float[Array, "d 2"]
+
+
+@flax.struct.dataclass
+class ChebyshevResult:
+    """A polynomial through values of a function, and what is known about the train of these values."""
+
+    interpolant: ChebyshevTrain
+    cross: CrossResult
+    """Of the values at the nodes; its errors are those at the nodes."""
+    error: Float[Array, ""]
+    """The largest difference at random points of the box, relative to |cross.best_value|."""
+    status: Int32[Array, ""]
+
+
+def chebyshev(
+    f: Callable[..., Any],
+    box: Float[ArrayLike, "d 2"],
+    degree: int | Sequence[int],
+    *,
+    max_rank: int,
+    tol: Float[ArrayLike, ""],
+    key: Key[Array, ""],
+    initial: Int[ArrayLike, "m d"] | None = None,
+    args: tuple[Any, ...] = (),
+    max_sweeps: int = 8,
+    search: Search = "auto",
+) -> ChebyshevResult:
+    """The interpolation polynomial of a function on a box, as a train.
+
+    Args:
+      f: `f(point [d], *args)` gives a real or complex scalar; as in `from_function`.
+      box: lower and upper ends, with lower < upper; may be traced.
+      degree: of the polynomial in each variable, one for all or d of them (static).
+      max_rank: as in `from_function`, as are tol, key, initial (indices of nodes), args, max_sweeps and search.
+      tol: see there.
+      key: see there.
+      initial: see there.
+      args: see there.
+      max_sweeps: see there.
+      search: see there.
+
+    Returns:
+      `ChebyshevResult`; see `evaluate`. The nodes are the zeros of T_(degree + 1), so that f is not asked at the ends.
+
+    Raises:
+      ValueError: a box of another shape, a negative degree, another number of them; as `from_function`. TypeError: as
+        `from_function`.
+
+    Status: as `from_function`, and NOT_CONVERGED too where `error` is above 10 tol: the degree is too low.
+    Cost: that of `from_function` with n = degree + 1, and d n^2 R^2 multiplications.
+    Differentiable in args and box.
+    Source: L. N. Trefethen, Approximation Theory and Approximation Practice, SIAM (2013), chapters 2 to 4.
+
+    Example:
+      >>> f = lambda x: jnp.cos(jnp.sum(x))
+      >>> box = jnp.array([[0.0, 1.0]] * 5)
+      >>> result = chebyshev(f, box, 8, max_rank=3, tol=1e-6, key=jax.random.key(0))
+      >>> bool(abs(evaluate(result.interpolant, jnp.full((1, 5), 0.2))[0] - jnp.cos(1.0)) < 1e-5)
+      True
+    """
+    name = "chebyshev"
+    (box,) = arguments.to_arrays(name, box=box)
+    arguments.check_real(name, "box", box)
+    condition = lambda shape: len(shape) == 2 and shape[0] >= 1 and shape[1] == 2
+    arguments.check_shape(name, "box", box, "[d, 2], d >= 1", condition, "one row a variable")
+    if not isinstance(box, jax.core.Tracer) and not np.all(np.asarray(box[:, 0] < box[:, 1])):
+        arguments.refuse(name, "box", "empty in a variable", "lower < upper in each row", "give ends in their order")
+    d = box.shape[0]
+    degrees: list[Any] = list(degree) if isinstance(degree, Sequence) else [degree] * d
+    if len(degrees) != d:
+        arguments.refuse(name, "degree", f"of length {len(degrees)}", f"one number or {d}", "one a row of box")
+    for k, number in enumerate(degrees):
+        arguments.check_count(name, f"degree[{k}]", number, minimum=0)
+    shape = tuple(int(number) + 1 for number in degrees)
+    nodes, transform = zip(*(_nodes_and_transform(n, max(shape)) for n in shape), strict=True)
+    nodes = jnp.asarray(np.stack(nodes), box.dtype)
+    middle, half = (box[:, :1] + box[:, 1:]) / 2, (box[:, 1:] - box[:, :1]) / 2
+    cross = from_function(
+        _AtNode(f), shape, max_rank=max_rank, tol=tol, key=key, initial=initial, args=(middle + half * nodes, *args),
+        max_sweeps=max_sweeps, search=search,
+    )  # fmt: skip
+    matrices = jnp.asarray(np.stack(transform), cross.tt.dtype)
+    cores = einsum("dji,dris->drjs", matrices, cross.tt.cores)
+    tt = cross.tt
+    coefficients = TT(cores, tt.ranks, tt.log_scale, tt.shape)
+    interpolant = ChebyshevTrain(coefficients, box)
+    error = _error(f, interpolant, jax.random.fold_in(key, 1), jnp.abs(cross.best_value), args)
+    limit = MARGIN * jnp.maximum(jnp.asarray(tol, error.dtype), FLOOR * jnp.finfo(error.dtype).eps)
+    inaccurate = first_failing((~(error <= limit), Status.NOT_CONVERGED))
+    return ChebyshevResult(interpolant, cross, error, merge(cross.status, inaccurate))
+
+
+def evaluate(train: ChebyshevTrain, points: Float[ArrayLike, "m d"]) -> Inexact[Array, "m"]:
+    """A polynomial on a box at points.
+
+    Args:
+      train: of `chebyshev`, in d variables.
+      points: [m, d].
+
+    Returns:
+      [m]; NaN outside of the box.
+
+    Raises:
+      ValueError: points of another shape. TypeError: another type, integers.
+
+    Cost: m d n R^2 multiplications and m n R numbers at a time. Differentiable, at the ends and nodes too.
+
+    Example:
+      >>> result = chebyshev(lambda x: x[0] * x[1], jnp.array([[0.0, 2.0]] * 2), 1, max_rank=2, tol=0.0,
+      ...                    key=jax.random.key(0))
+      >>> evaluate(result.interpolant, jnp.array([[0.5, 2.0], [3.0, 0.0]])).round(4).tolist()
+      [1.0, nan]
+    """
+    if not isinstance(train, ChebyshevTrain):
+        got = f"of type {type(train).__name__}"
+        arguments.refuse("evaluate", "train", got, "a ChebyshevTrain", "see chebyshev, and gather", error=TypeError)
+    d = train.coefficients.ndim
+    box, points = arguments.to_arrays("evaluate", box=train.box, points=points)
+    arguments.check_real("evaluate", "points", points)
+    arguments.check_shape("evaluate", "points", points, f"[m, {d}]", lambda shape: len(shape) == 2 and shape[1] == d)
+    return _evaluate(train.coefficients, box, points)
+
+
+@partial(jax.jit, static_argnums=0)
+def _error(f: Callable[..., Any], train: ChebyshevTrain, key: Array, scale: Array, args: tuple[Any, ...]) -> Array:
+    train, args = jax.lax.stop_gradient((train, args))
+    box = train.box
+    lower, upper = box[None, :, 0], box[None, :, 1]
+    share = jax.random.uniform(key, (_POINTS, box.shape[0]), box.dtype)
+    points = jnp.clip(lower + (upper - lower) * share, lower, upper)
+    values = jax.vmap(lambda point: f(point, *args))(points)
+    difference = jnp.abs(values - _evaluate(train.coefficients, box, points))
+    difference = jnp.where(jnp.isfinite(values), difference, jnp.zeros_like(difference))
+    return jnp.max(difference) / jnp.where(scale > 0, scale, jnp.ones_like(scale))
+
+
+@dataclasses.dataclass(frozen=True)
+class _AtNode:
+    """Equal for equal functions, so that a second call finds the compiled program."""
+
+    f: Callable[..., Any]
+
+    def __call__(self, index: Array, nodes: Array, *args: Any) -> Any:
+        return self.f(jnp.take_along_axis(nodes, index[:, None], 1)[:, 0], *args)
+
+
+def _nodes_and_transform(n: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(nodes [most], matrix [most, most] from values at them to coefficients), the last node and zeros behind n."""
+    angles = (np.arange(n) + 0.5) * np.pi / n
+    matrix = np.zeros((most, most))
+    matrix[:n, :n] = np.cos(np.arange(n)[:, None] * angles) * np.where(np.arange(n) == 0, 1, 2)[:, None] / n
+    return np.pad(np.cos(angles), (0, most - n), mode="edge"), matrix
+
+
+@jax.jit
+def _evaluate(tt: TT, box: Array, points: Array) -> Array:
+    lower, upper = box[:, 0], box[:, 1]
+    inside = jnp.all((points >= lower[None]) & (points <= upper[None]), 1)
+    there = (2 * points - lower[None] - upper[None]) / (upper - lower)[None]
+    n, size = max(tt.shape), tt.max_rank
+    real = points.dtype
+
+    def step(rows: Array, site: tuple[Array, Array]) -> tuple[Array, None]:
+        core, t = site
+
+        # T_(j+1) = 2 t T_j - T_(j-1), which is stable on [-1, 1]; the one before T_0 = 1 is T_1 = t
+        def recur(carry: tuple[Array, Array], coefficient: Array) -> tuple[tuple[Array, Array], Array]:
+            before, now = carry
+            return (now, 2 * t * now - before), now
+
+        _, basis = jax.lax.scan(recur, (t, jnp.ones_like(t)), jnp.arange(n, dtype=jnp.int32))
+        moved = einsum("mr,rjs->mjs", rows, core)
+        return einsum("mjs,jm->ms", moved, basis.astype(core.dtype)), None
+
+    start = jnp.zeros((points.shape[0], size), tt.dtype).at[:, 0].set(1)
+    rows, _ = jax.lax.scan(step, start, (tt.cores, there.T))
+    values = rows[:, 0] * jnp.exp(tt.log_scale).astype(tt.dtype)
+    return jnp.where(inside, values, jnp.full((), jnp.nan, real).astype(values.dtype))

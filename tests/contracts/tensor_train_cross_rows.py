@@ -1,0 +1,64 @@
+"""The rows of cross approximation: what f depends on is an argument, its indices are not."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnm import tensor_train
+from jaxnm.tensor_train import TT
+from tests.contracts.row import Row, number, of
+
+_KEY = jax.random.key(0)
+_POINTS = ((0.1, 0.7, 0.4), (0.9, 0.2, 0.5))
+
+
+def _tol(dtype: Any) -> float:
+    return 100 * float(jnp.finfo(dtype).eps)
+
+
+def _entry(index: jax.Array, a: jax.Array) -> jax.Array:
+    return 1 / (1 + a * jnp.sum(index.astype(a.dtype)))
+
+
+def _value(point: jax.Array, a: jax.Array) -> jax.Array:
+    return jnp.exp(-a * jnp.sum(point)) + point[0]
+
+
+def _options(a: jax.Array) -> dict[str, Any]:
+    return {"max_rank": 3, "tol": _tol(a.dtype), "key": _KEY, "args": (a,), "max_sweeps": 2}
+
+
+def _of_index(a: jax.Array) -> jax.Array:
+    return tensor_train.to_dense(tensor_train.from_function(_entry, (3, 4, 2), **_options(a)).tt)
+
+
+def _of_point(a: jax.Array) -> jax.Array:
+    grids = [jnp.linspace(0, 1, 4, dtype=a.dtype), jnp.linspace(0, 1, 3, dtype=a.dtype)]
+    return tensor_train.to_dense(tensor_train.from_function_on(_value, grids, **_options(a)).tt)
+
+
+def _interpolated(a: jax.Array) -> jax.Array:
+    box = jnp.asarray([[0.0, 1.0]] * 3, a.dtype)
+    result = tensor_train.chebyshev(_value, box, 2, **_options(a))
+    return tensor_train.evaluate(result.interpolant, jnp.asarray(_POINTS, a.dtype))
+
+
+def _evaluated(a: jax.Array) -> jax.Array:
+    coefficients = TT(a * jnp.ones((3, 1, 4, 1), a.dtype), jnp.ones(4, jnp.int32), jnp.zeros((), a.dtype), (4,) * 3)
+    train = tensor_train.ChebyshevTrain(coefficients, jnp.asarray([[0.0, 1.0]] * 3, a.dtype))
+    return tensor_train.evaluate(train, jnp.asarray(_POINTS, a.dtype))
+
+
+TENSOR_TRAIN_CROSS_ROWS = [
+    Row("tensor_train.from_function", of(_of_index, number(0.7)), heavy=True, tolerance=1e-8),
+    Row("tensor_train.from_function_on", of(_of_point, number(0.7)), heavy=True, tolerance=1e-8),
+    Row("tensor_train.chebyshev", of(_interpolated, number(0.7)), heavy=True, tolerance=1e-8),
+    Row("tensor_train.evaluate", of(_evaluated, number(0.7))),
+    Row(
+        "tensor_train.from_black_box",
+        of(lambda x: None, number(1.0)),
+        "asks a function on the host; see tests/tensor_train/test_cross.py",
+        "asks a function on the host; see tests/tensor_train/test_cross.py",
+    ),
+]
