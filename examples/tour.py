@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from examples import certified_rates, hidden_states, optimizer_rates, stokes_flow
+from examples import certified_rates, compressed_arrays, hidden_states, optimizer_rates, stokes_flow
 
 FOLDER = Path("build/tour")
 CHAPTERS = {
@@ -18,6 +18,7 @@ CHAPTERS = {
     "Is that rate proved for every such function?": certified_rates,
     "How does a slow fluid pass these obstacles?": stokes_flow,
     "Where is the robot, and what does a noisy record hide?": hidden_states,
+    "What does a tensor train compress, search and integrate?": compressed_arrays,
 }
 
 
