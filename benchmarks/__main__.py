@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import certificates, filtering, first_order, linalg, stokes
+from benchmarks import certificates, filtering, first_order, linalg, stokes, tensor_train
 from benchmarks.protocol import Outcome, Row, measure
 
 GROUPS = {
@@ -23,8 +23,10 @@ GROUPS = {
     "linalg": linalg.CASES,
     "stokes": stokes.CASES,
     "filtering": filtering.CASES,
+    "tensor_train": tensor_train.CASES,
 }
 _PEERS = ("numpy", "scipy", "matfree", "autolyap", "pepit", "pyamg", "particles", "cuthbert", "torch")
+_PEERS += ("teneva", "ttopt", "tensorly", "nevergrad", "protes", "torchtt", "tntorch")
 CASES = {name: case for cases in GROUPS.values() for name, case in cases.items()}
 
 _LEGEND = """
