@@ -25,7 +25,7 @@ from jaxnm.tensor_train.trains import TT, bounded_rank, checked_shape, core_mask
 
 Search = Literal["auto", "full", "rook"]
 SEARCHES = ("auto", "full", "rook")
-_LARGE_BLOCK = 2**14
+_LARGE_BLOCK = 2**15
 """Entries of a two-site block from which on "auto" evaluates some rows and columns only."""
 _GLOBAL = 8
 """Global pivots that are looked for after a sweep."""
@@ -86,7 +86,7 @@ def from_function(
       max_sweeps: sweeps over all bonds, in alternating direction, before the last one (static); fewer are made if one
         finds no more pivots, and a search after it no error above tol.
       search: of pivots in a block of two modes (static). "full" looks at all of its (n R)^2 entries, "rook" at about
-        3 n R^2, in rows and columns in turn; "auto" is "full" below 2^14 entries.
+        3 n R^2, in rows and columns in turn; "auto" is "full" below 2^15 entries.
 
     Returns:
       `CrossResult`. An entry of f that is NaN or infinite is no pivot; the train interpolates there. If f was zero
@@ -262,8 +262,7 @@ def _cross(
     def draw(carry: Any) -> Any:
         count, _, _, best = carry
         batch_key = jax.random.fold_in(key_start, count)
-        batch = jax.random.randint(batch_key, (SAMPLES, d), 0, sizes[None], jnp.int32)
-        drawn = jnp.concatenate([initial, batch])
+        drawn = jnp.concatenate([initial, sweeps.random_indices(batch_key, SAMPLES, sizes)])
         values = function.at(jnp.bool_(False), drawn)
         return count + 1, drawn, values, best.seen(drawn, values, jnp.bool_(True))
 
@@ -309,7 +308,7 @@ def _cross(
     indices = indices.turn()
     tt, broken = _train(f, shape, indices, args)
 
-    check = jax.random.randint(key_check, (SAMPLES, d), 0, sizes[None], jnp.int32)
+    check = sweeps.random_indices(key_check, SAMPLES, sizes)
     values = function.at(jnp.bool_(False), check)
     best = best.seen(check, values, jnp.bool_(True))
     broken = broken | best.broken

@@ -118,6 +118,13 @@ def turn_if(turned: Array, indices: Array) -> Array:
     return jnp.where(turned, indices[..., ::-1], indices)
 
 
+def random_indices(key: Array, number: int, sizes: Array) -> Array:
+    """[number, d]; floats, since `jax.random.randint` takes five times as long to compile."""
+    share = jax.random.uniform(key, (number, sizes.shape[0]), jnp.float32)
+    index = (share * sizes[None].astype(jnp.float32)).astype(jnp.int32)
+    return jnp.minimum(index, sizes[None] - 1)
+
+
 def _written_out(arrays: Any) -> Any:
     """The same. On the CPU, XLA would compute rows again for every entry of a block, if they came from no branch."""
     known = lambda arrays: jax.lax.cond(
@@ -178,7 +185,7 @@ def sweep(
         return (left, count, filled, best), (new, count, found.error, core)
 
     sites = jnp.arange(d - 1, dtype=jnp.int32)
-    keys = jax.random.split(key, d)[: d - 1]
+    keys = jax.random.split(key, d)[: d - 1] if rook else None
     start = (additions.to(pivots[0], jnp.int32(1))[0], jnp.int32(1), jnp.int32(1), best)
     xs = (sites, pivots[1:-1], ranks[1:-1], pivots[2:], ranks[2:], extents[:-1], extents[1:], keys)
     (_, rank, _, best), (new, counts, errors, cores) = jax.lax.scan(step, start, xs)
@@ -334,7 +341,7 @@ def look_around(
     """
     d, size, n = cores.shape[:3]
     extents = function.extents(turned)
-    draw = jax.random.randint(key, (SAMPLES, d), 0, extents[None], jnp.int32)
+    draw = random_indices(key, SAMPLES, extents)
     values = function.at(turned, draw)
     best = best.seen(turn_if(turned, draw), values, jnp.bool_(True))
 
