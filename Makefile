@@ -25,14 +25,14 @@ help:
 tour: $(call needs,examples)
 	$(RUN) -m examples.tour
 
-# These run each program once or twice: they compile fast, in half the time. All else as users do.
-SHORT := README.md jaxnm tests/contracts tests/faults tests/plot \
-  $(patsubst %,tests/filtering/test_%.py,cells histogram kalman training worlds) \
-  $(patsubst %,tests/first_order/test_%.py,analysis linearization) tests/tensor_train
+# Most tests run each program once or twice: without optimization they compile in half the time. These run as users do.
+OPTIMIZED := tests/devices tests/first_order/test_certificates.py \
+  $(patsubst %,tests/linalg/test_%.py,lmi schur) $(patsubst %,tests/stokes/test_%.py,direct solvers) \
+  tests/filtering/test_particle_filter.py
 QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 test: $(call needs,test)
-	$(QUICK) $(RUN) -m pytest $(JOBS) $(SHORT)
-	$(RUN) -m pytest $(JOBS) tests $(addprefix --ignore=,$(SHORT) tests/devices)
+	$(QUICK) $(RUN) -m pytest $(JOBS) README.md jaxnm tests $(addprefix --ignore=,$(OPTIMIZED))
+	$(RUN) -m pytest $(JOBS) $(filter-out tests/devices,$(OPTIMIZED))
 	$(RUN) -m pytest tests/devices
 
 exhaustive: $(call needs,test)

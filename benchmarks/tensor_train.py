@@ -176,7 +176,7 @@ _FUNCTIONS = {
         _eps(1e-6, 1e-7, 1e-8),
     ),
     "mean": _Function(
-        "1 / (1 + mean i), 8^100", lambda xp, i: 1 / (1 + i.mean(-1)), (8,) * 100, 1e-7, 9, 1e-10, _eps(1e-5, 1e-8), 1,
+        "1 / (1 + mean i), 8^100", lambda xp, i: 1 / (1 + i.mean(-1)), (8,) * 100, 1e-7, 9, 1e-8, _eps(1e-5, 1e-8), 3,
         "; tntorch is left out, since it takes half a minute here",
     ),
     "sum": _Function("sum i, 8^20", lambda xp, i: i.sum(-1), (8,) * 20, 1e-11, 2, 1e-10, _eps(1e-8, 1e-8, 1e-8)),

@@ -1,16 +1,19 @@
 """How good are the optimizers on tensor trains? The tables of two papers, beside scipy's differential evolution.
 
-    python -m examples.tensor_train_optimizers
+    python -m examples.tensor_train_optimizers [protes] [ttopt] [gradients] [--write docs/tensor_train_optimization.md]
 
 prints (1) PROTES on nine functions on grids of 16^7 nodes, with minima that are proven by separability or by dynamic
 programming; (2) TTOpt on ten functions at 2^25 nodes an axis in 10, 50 and 100 dimensions; (3) PROTES with and without
-gradient steps. All in float64, at equal numbers of evaluations.
+gradient steps. All in float64, at equal numbers of evaluations. --write puts what was printed between the marks of a
+page.
 """
 
+import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -106,6 +109,8 @@ PROBLEMS = {
     "Schaffer": Problem(schaffer, -100.0, 100.0, 0.19),
     "Schwefel": Problem(schwefel, -500.0, 500.0, 1.3e-4),
 }
+SLOW = ("Ackley", "Griewank", "Rastrigin", "Schaffer", "Schwefel")
+"""Where differential evolution is run in 100 dimensions too, a quarter of a minute each."""
 PUBLISHED_SCHAFFER = {10: 0.19, 50: 0.93, 100: 2.2}
 FUNCTIONS = [problem.function for problem in PROBLEMS.values()]
 
@@ -218,18 +223,15 @@ def ttopt_run(key: Array, which: Array, lower: Array, upper: Array, *, d: int, b
 
 
 def evolution(function: Any, bounds: Any, budget: int, seed: int, integrality: Any = None) -> float:
-    """Least value by scipy's differential evolution with its default strategy, `budget` evaluations and no polishing.
+    """Least value by scipy's differential evolution with 10 members a dimension, polished at the end.
 
-    Its population has 15 members a dimension, at most a hundredth of the budget, and it does not stop early.
+    Else it has its default strategy, but whole generations are evaluated at once, and it goes on until the generations
+    have taken `budget` evaluations; those of polishing (by L-BFGS-B) are a gift.
     """
-    d = len(bounds)
-    members = max(5, min(15 * d, budget // 100))
-    lower, upper = np.array(bounds, float).T
-    first = np.random.default_rng(seed).uniform(lower, upper, (members, d))
-    values = jax.jit(jax.vmap(function))
+    values, members = jax.jit(jax.vmap(function)), 10 * len(bounds)
     result = optimize.differential_evolution(
-        lambda x: np.asarray(values(jnp.asarray(x.T))), bounds, init=first, maxiter=budget // members - 1, rng=seed,
-        tol=0, polish=False, updating="deferred", vectorized=True, integrality=integrality,
+        lambda x: np.asarray(values(jnp.asarray(x.T))), bounds, popsize=10, maxiter=budget // members - 1, rng=seed,
+        tol=0, polish=True, updating="deferred", vectorized=True, integrality=integrality,
     )  # fmt: skip
     return float(result.fun)
 
@@ -247,91 +249,105 @@ SMOOTH = {
     "Griewank": (griewank, 100.0),
     "Rastrigin": (rastrigin, 5.12),
     "Ackley": (ackley, 32.768),
+    "Schwefel": (schwefel, 500.0),
 }
 
 
-@partial(jax.jit, static_argnames=("function", "d", "budget", "gradients"))
-def smooth_runs(keys: Array, limit: Array, *, function: Any, d: int, budget: int, gradients: bool) -> Any:
+@partial(jax.jit, static_argnames=("d", "budget", "gradients"))
+def smooth_runs(keys: Array, which: Array, limit: Array, *, d: int, budget: int, gradients: bool) -> Any:
     """PROTES on 101 uniform nodes an axis, with or without gradient steps, once for every key."""
+    function = lambda x, which: jax.lax.switch(which, [function for function, _ in SMOOTH.values()], x)
     nodes = limit * jnp.linspace(-1.0, 1.0, 101)
+    at_index = lambda index, which, nodes: function(nodes[index], which)
     if gradients:
-        run = lambda key: protes_with_gradients(function, [nodes] * d, key=key, budget=budget)
+        run = lambda key: protes_with_gradients(function, [nodes] * d, key=key, budget=budget, args=(which,))
     else:
-        run = lambda key: protes(lambda i, nodes: function(nodes[i]), (101,) * d, key=key, budget=budget, args=(nodes,))
+        run = lambda key: protes(at_index, (101,) * d, key=key, budget=budget, args=(which, nodes))
     return jax.vmap(run)(keys)
 
 
 # ------------------------------------------------------------------------------------------------ the tables
 
 
-def protes_table(num_seeds: int = 10) -> None:
+def protes_table(num_seeds: int = 10) -> Iterator[str]:
     """Hits of the proven minimum in 10^4 evaluations."""
-    print("PROTES: 16^7 nodes, 10^4 evaluations, hits of the proven minimum")
-    print(f"{'':12s} {'proven':>12s} {'PROTES':>9s} {'median calls':>13s} {'DE':>9s}")
+    yield f"| 16^7 nodes, 10^4 evaluations | proven minimum | hits of {num_seeds} | median calls to it | hits of DE |"
+    yield "|---|---|---|---|---|"
     keys = jax.random.split(jax.random.key(1), num_seeds)
+    sites = jnp.arange(7, dtype=jnp.int32)
     for name in ROWS:
         nodes, least = jnp.asarray(shifted_nodes(name)), proven_minimum(name)
-        hit = lambda values, least=least: int(np.sum(np.asarray(values) <= least + 1e-12 * abs(least)))
+        hit = lambda values, least=least: np.asarray(values) <= least + 1e-12 * abs(least)
         result = protes_runs(keys, jnp.int32(list(PROBLEMS).index(name)), nodes)
-        calls = 100 * np.median(1 + np.argmax(np.asarray(result.history) == result.best_value[:, None], 1))
-        sites, function = jnp.arange(7, dtype=jnp.int32), PROBLEMS[name].function
-        f = lambda i, nodes=nodes, function=function, sites=sites: function(nodes[sites, i.astype(jnp.int32)])
+        found = hit(result.best_value)
+        calls = 100 * np.median(1 + np.argmax(hit(result.history), 1)[found])
+        f = lambda i, nodes=nodes, f=PROBLEMS[name].function: f(nodes[sites, i.astype(jnp.int32)])
         peer = [evolution(f, [(0, 15)] * 7, 10_000, seed, [True] * 7) for seed in range(num_seeds)]
-        hits = f"{hit(result.best_value)}/{num_seeds}"
-        print(f"{name:12s} {least:12.6g} {hits:>9s} {calls:13.0f} {hit(peer):>6d}/{num_seeds}", flush=True)
+        yield f"| {name} | {least:.6g} | {found.sum()} | {calls:.0f} | {hit(peer).sum()} |"
 
 
-def ttopt_table(d: int, budget: int, num_seeds: int) -> None:
+def ttopt_table() -> Iterator[str]:
     """Residuals at 2^25 nodes an axis: value less the true minimum."""
-    print(
-        f"\nTTOpt: d = {d}, 2^{BITS} nodes an axis, {budget:.0e} evaluations, residuals (medians of {num_seeds} keys)"
-    )
-    print(
-        f"{'':12s} {'TTOpt':>9s} {'best':>9s} {'worst':>9s} {'next node':>10s} {'published':>10s} {'DE':>9s} {'s':>6s}"
-    )
-    for k, (name, problem) in enumerate(PROBLEMS.items()):
-        least, resolution = true_minimum(name, d)
-        limits = jnp.asarray(problem.lower), jnp.asarray(problem.upper)
-        run = lambda seed, k=k, limits=limits: ttopt_run(
-            jax.random.key(seed), jnp.int32(k), *limits, d=d, budget=budget
-        )
-        if k == 0:
-            # one program serves all functions
-            run(0).best_value.block_until_ready()
-        start = time.perf_counter()
-        residuals = np.array([float(run(seed).best_value) for seed in range(1, num_seeds + 1)]) - least
-        seconds = (time.perf_counter() - start) / num_seeds
-        peer = evolution(problem.function, [(problem.lower, problem.upper)] * d, budget, 0) - least
-        published = PUBLISHED_SCHAFFER[d] if name == "Schaffer" else {10: problem.published}.get(d)
-        shown = "" if published is None else f"{published:.1e}"
-        numbers = " ".join(f"{x:9.1e}" for x in (np.median(residuals), residuals.min(), residuals.max()))
-        print(f"{name:12s} {numbers} {resolution:10.1e} {shown:>10s} {peer:9.1e} {seconds:6.2f}", flush=True)
+    yield "| 2^25 nodes an axis | d | TTOpt | best | worst | next node | published | DE | lower |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for d, budget, num_seeds in ((10, 100_000, 9), (50, 500_000, 2), (100, 1_000_000, 1)):
+        for k, (name, problem) in enumerate(PROBLEMS.items()):
+            least, resolution = true_minimum(name, d)
+            limits = jnp.asarray(problem.lower), jnp.asarray(problem.upper)
+            runs = [
+                ttopt_run(jax.random.key(seed), jnp.int32(k), *limits, d=d, budget=budget).best_value
+                for seed in range(1, num_seeds + 1)
+            ]
+            residuals = np.array(runs) - least
+            ours = np.median(residuals)
+            numbers = " | ".join(f"{x:.1e}" for x in (ours, residuals.min(), residuals.max(), resolution))
+            published = PUBLISHED_SCHAFFER[d] if name == "Schaffer" else problem.published if d == 10 else None
+            beside = "" if published is None else f"{published:.1e}"
+            peer, lower = "", ""
+            if d < 100 or name in SLOW:
+                value = evolution(problem.function, [(problem.lower, problem.upper)] * d, budget, 0) - least
+                peer, lower = f"{value:.1e}", "DE" if value < ours else "TTOpt"
+            yield f"| {name} | {d} | {numbers} | {beside} | {peer} | {lower} |"
 
 
-def gradients_table(budget: int = 10_000, num_seeds: int = 3, sizes: tuple[int, ...] = (20, 50, 100)) -> None:
+def gradients_table(budget: int = 10_000, num_seeds: int = 3, sizes: tuple[int, ...] = (20, 50, 100)) -> Iterator[str]:
     """PROTES with and without gradient steps at equal budgets."""
-    print(
-        f"\nPROTES on 101 nodes an axis, {budget} evaluations, a gradient counting as one; medians of {num_seeds} keys"
-    )
-    print(f"{'':12s} {'d':>4s} {'plain':>10s} {'gradients':>10s}")
+    yield f"| 101 nodes an axis, {budget} evaluations | d | PROTES | with gradients | lower |"
+    yield "|---|---|---|---|---|"
     keys = jax.random.split(jax.random.key(2), num_seeds)
-    for name, (function, limit) in SMOOTH.items():
-        for d in sizes:
-            options = {"function": function, "d": d, "budget": budget}
+    for d in sizes:
+        for k, (name, (_, limit)) in enumerate(SMOOTH.items()):
             plain, hybrid = (
-                np.median(smooth_runs(keys, jnp.asarray(limit), gradients=gradients, **options).best_value)
-                for gradients in (False, True)
+                np.median(
+                    smooth_runs(keys, jnp.int32(k), jnp.asarray(limit), d=d, budget=budget, gradients=on).best_value
+                )
+                for on in (False, True)
             )
-            print(f"{name:12s} {d:4d} {plain:10.3g} {hybrid:10.3g}", flush=True)
+            yield f"| {name} | {d} | {plain:.3g} | {hybrid:.3g} | {'gradients' if hybrid < plain else 'PROTES'} |"
+
+
+TABLES = {"protes": protes_table, "gradients": gradients_table, "ttopt": ttopt_table}
 
 
 def main() -> None:
-    """All three tables."""
+    """All tables, or those that are named."""
     jax.config.update("jax_enable_x64", True)
-    protes_table()
-    for d, budget, num_seeds in ((10, 100_000, 9), (50, 500_000, 3), (100, 1_000_000, 2)):
-        ttopt_table(d, budget, num_seeds)
-    gradients_table()
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("tables", nargs="*", metavar="|".join(TABLES), help="all, if none is named")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between their marks in FILE")
+    arguments = parser.parse_args()
+    for name in arguments.tables or TABLES:
+        start, lines = time.perf_counter(), []
+        for line in TABLES[name]():
+            print(line, flush=True)
+            lines.append(line)
+        print(f"({name}: {time.perf_counter() - start:.0f} s)\n", flush=True)
+        if arguments.write is not None:
+            first, last = f"<!-- table: {name} -->", f"<!-- end of table: {name} -->"
+            text = arguments.write.read_text()
+            head, rest = text.split(first)
+            content = "\n".join(lines)
+            arguments.write.write_text(f"{head}{first}\n\n{content}\n\n{last}{rest.split(last)[1]}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxnm import arguments
 from jaxnm.linalg import eigh, einsum, matmul
 from jaxnm.tensor_train.matrices import TTMatrix, matrix_from_cores
-from jaxnm.tensor_train.rounding import round
 from jaxnm.tensor_train.trains import TT, check_train, checked_shape, mode_mask
 
 _CONDITION = 1e8
@@ -61,7 +60,7 @@ def laplace_inverse(
     """Solve A x = b for a sum A of positive definite operators of one mode each, by a sum of exponentials.
 
     Args:
-      right: b, real, of small ranks; for larger ones see `laplace_inverse_matrix`.
+      right: b, real.
       spacing: h or [h_1, ..., h_d], for the default L_k: tridiagonal with (-1, 2, -1) / h_k^2, which is the negative
         second difference with zeros at both ends.
       matrices: L_k [n_k, n_k], symmetric, instead of those.
@@ -70,7 +69,7 @@ def laplace_inverse(
         unless it is given. The number of terms grows like its logarithm.
 
     Returns:
-      `TT` of T times the ranks of b, for T terms: about 70 for eps = 1e-8 and a condition of 1e4; see `round`.
+      `TT` of T times the ranks of b, for T terms: 52 for eps = 1e-8 and a condition of 1e4; see `round`.
 
     Raises:
       ValueError: an eps that is not between 0 and 1, a condition below 1, another number of matrices, other sizes.
@@ -80,7 +79,7 @@ def laplace_inverse(
     Cost: d T n^2 R^2 multiplications for ranks R of b, and d n (T R)^2 numbers; with matrices d eigenvalue problems.
     Differentiable; in matrices where the eigenvalues of each of them are distinct.
     Source: W. Hackbusch, B. N. Khoromskij, Computing 76 (2006), 177-202; D. Braess, W. Hackbusch, IMA J. Numer. Anal.
-    25 (2005), 685-697, who need half as many terms by optimal ones.
+    25 (2005), 685-697, for sums with fewer terms.
 
     Example:
       >>> from jaxnm.tensor_train import distance, from_cores
@@ -145,41 +144,41 @@ def laplace_inverse_factors(
 def laplace_inverse_matrix(
     shape: Sequence[int],
     *,
-    max_rank: int,
     spacing: Float[ArrayLike, "..."] = 1.0,
     matrices: Sequence[ArrayLike] | None = None,
     eps: float = 1e-8,
     condition: float | None = None,
 ) -> TTMatrix:
-    """The inverse that `laplace_inverse` applies, as an operator of small ranks: a solver and a preconditioner.
+    """The inverse that `laplace_inverse` applies, as an operator; to apply it, that function is cheaper.
+
+    It is not rounded: rounding is relative to the Frobenius norm, which in ten dimensions is thousands of times the
+    largest eigenvalue of the inverse, and would spoil what it does to smooth right-hand sides.
 
     Args:
       shape: the mode sizes (static).
-      max_rank: R (static).
       spacing: as in `laplace_inverse`.
       matrices: as in `laplace_inverse`.
-      eps: as in `laplace_inverse`, and of the rounding of the inverse eigenvalues, relative to their Frobenius norm: in
-        ten dimensions that is thousands of times the largest of them.
+      eps: as in `laplace_inverse`.
       condition: as in `laplace_inverse`.
 
     Returns:
-      `TTMatrix` with cores [d, R, n, n, R], symmetric.
+      `TTMatrix` of T terms with cores [d, T, n, n, T], symmetric.
 
     Raises:
-      ValueError, TypeError: as `laplace_inverse`; ValueError: an empty shape, max_rank < 1.
+      ValueError, TypeError: as `laplace_inverse`; ValueError: an empty shape.
 
-    Cost: rounding a train of ranks T with d modes, and d n^2 R^2 numbers. Differentiable as `laplace_inverse`.
+    Status: as `laplace_inverse`.
+    Cost: d n^2 T^2 numbers. Differentiable as `laplace_inverse`.
     Source: as `laplace_inverse`.
 
     Example:
-      >>> laplace_inverse_matrix((8,) * 10, max_rank=6, eps=1e-3).rows
+      >>> laplace_inverse_matrix((8,) * 10, eps=0.1).rows
       (8, 8, 8, 8, 8, 8, 8, 8, 8, 8)
     """
     name = "laplace_inverse_matrix"
     shape = checked_shape(name, shape)
-    arguments.check_count(name, "max_rank", max_rank, minimum=1)
     operator = _checked(name, shape, spacing, matrices, eps, condition, None)
-    return _inverse_matrix(operator.spacing, operator.matrices, int(max_rank), *operator.options)
+    return _inverse_matrix(operator.spacing, operator.matrices, *operator.options)
 
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -314,16 +313,17 @@ def _inverse(
     return _diagonal(blocks, weights, right.ranks, right.log_scale, shape)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+@partial(jax.jit, static_argnums=(2, 3, 4))
 def _inverse_matrix(
-    spacing: Array, matrices: Array | None, max_rank: int, shape: tuple[int, ...], eps: float, condition: float
+    spacing: Array, matrices: Array | None, shape: tuple[int, ...], eps: float, condition: float
 ) -> TTMatrix:
     vectors, decays, weights = _decays(spacing, matrices, shape, eps, condition)
-    ones, zero = jnp.ones(len(shape) + 1, jnp.int32), jnp.zeros((), spacing.dtype)
-    values = round(_diagonal(decays[:, :, None, :, None], weights, ones, zero, shape), max_rank=max_rank, eps=eps)
-    vectors = jnp.broadcast_to(vectors, (len(shape), *vectors.shape[1:]))
-    cores = einsum("krms,kim,kjm->krijs", values.cores, vectors, vectors)
-    return TTMatrix(cores, values.ranks, values.log_scale, shape, shape)
+    d, n = len(shape), max(shape)
+    vectors = jnp.broadcast_to(vectors, (d, *vectors.shape[1:]))
+    blocks = einsum("kim,ktm,kjm->ktij", vectors, decays, vectors).reshape(d, -1, 1, n * n, 1)
+    flat = _diagonal(blocks, weights, jnp.ones(d + 1, jnp.int32), jnp.zeros((), spacing.dtype), shape)
+    cores = flat.cores.reshape(d, flat.max_rank, n, n, flat.max_rank)
+    return TTMatrix(cores, flat.ranks, flat.log_scale, shape, shape)
 
 
 def _diagonal(blocks: Array, weights: Array, ranks: Array, log_scale: Array, shape: tuple[int, ...]) -> TT:

@@ -1,9 +1,9 @@
-"""Linear systems in train form, by alternating minimal energy: one core at a time, enriched by the residual.
+"""Linear systems in train form, one core at a time: an alternating linear scheme whose bases are enriched.
 
 A half-sweep goes from left to right: the system projected onto the orthonormal bases on both sides of a site is solved
-there, the core is split and cut as far as the projected residual allows, and its basis is enriched by the residual. One
-from right to left is the same program on the trains with their modes in reverse, so that the interfaces that one leaves
-behind are those that the next one needs.
+there, the core is cut as far as the projected residual allows, and its basis is enriched by a random sketch of the
+residual, by which ranks grow. One from right to left is the same program, without the sketch, on the trains with their
+modes in reverse, so that the interfaces that one leaves behind are those that the next one needs.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from jaxnm.status import Status, first_failing
 from jaxnm.tensor_train.matrices import TTMatrix, matvec
 from jaxnm.tensor_train.products import norm
 from jaxnm.tensor_train.rounding import round
-from jaxnm.tensor_train.solve_sites import half_sweep, interfaces_behind, reversed_cores
+from jaxnm.tensor_train.solve_sites import half_sweep, interfaces_behind, reversed_cores, size_of
 from jaxnm.tensor_train.trains import TT, check_train, mode_mask, subtract
 
 
@@ -52,17 +52,18 @@ def solve(
     max_sweeps: int = 20,
     enrichment: int = 4,
 ) -> SolveResult:
-    """Solve A x = b for an operator and a train.
+    """Solve A x = b by an alternating linear scheme with enrichment by a random sketch of the residual.
 
     Args:
-      matrix: A, square, real. The theory, and safe success, want a positive definite symmetric part; others, if they
-        are well conditioned, work as a rule.
-      right: b, real, of the shape of the columns of A.
+      matrix: A, square. Projected systems are sure to be regular where its Hermitian part is positive definite; others,
+        if they are well conditioned, work as a rule.
+      right: b, of the shape of the columns of A.
       max_rank: R of the solution (static); clipped to what the shape can have.
       key: of `jax.random.key`, for the sketches of the residual.
       tol: of the residual, relative to b. May be traced. See below for what it cannot be.
       initial: where to start, like x; a train of zeros by default.
-      max_sweeps: sweeps in both directions (static); the iteration ends when the residual is below tol.
+      max_sweeps: sweeps in both directions (static). The iteration ends before, when the residual is below tol, or when
+        two sweeps have taken less than a tenth off it.
       enrichment: columns that are added to a basis in a sweep (static); ranks grow by as much in each.
 
     Returns:
@@ -70,19 +71,19 @@ def solve(
 
     Raises:
       ValueError: A that is not square, b or initial of another shape, max_rank < 1, max_sweeps < 1, enrichment < 1,
-        tol <= 0. TypeError: no operator, no train, complex ones, a raw key.
+        tol <= 0. TypeError: no operator, no train, a raw key.
 
     Status: NONFINITE_INPUT: a core is not finite; x is NaN. NONFINITE_RESULT: x is not finite. NOT_CONVERGED: the
-    residual is above tol, since max_rank (`saturated`) or max_sweeps are too small, or tol is below rounding, which is
-    about machine epsilon times the condition number of A: the residual says what was reached.
+    residual is above tol, since max_rank (`saturated`) or max_sweeps are too small, or tol is below what rounding
+    errors allow, machine epsilon times the condition number of A at worst: the residual says what was reached.
 
     Cost: a sweep of d sites with n R^3 P + n^2 R^2 P^2 multiplications a step for an operator of ranks P and up to 40
-    steps a site, or (n R)^3 R^3 / 3 where n R^2 is at most 600; then one product with A and its norm. R is max_rank +
-    enrichment here. The iteration is preconditioned by blocks of order n, in the eigenvectors of the partial traces of
-    the projected operator: exact where A is a sum of operators of one mode each. Compilation does not grow with d.
+    steps a site, then one product with A and its norm; R is max_rank + enrichment here. The iteration is preconditioned
+    by blocks of order n, in the eigenvectors of the partial traces of the projected operator: exact where A is a sum of
+    operators of one mode each. Compilation does not grow with d.
     Not differentiable: it raises. For a derivative of l(x) see the adjoint in the guide, one more system.
-    Source: S. V. Dolgov, D. V. Savostyanov, SIAM J. Sci. Comput. 36 (2014), A2248-A2271, algorithm 5, where a random
-    sketch of the residual stands for its approximation, and both directions solve.
+    Source: after the alternating minimal energy method of S. V. Dolgov, D. V. Savostyanov, SIAM J. Sci. Comput. 36
+    (2014), A2248-A2271, which enriches by a low-rank approximation of the residual.
 
     Example:
       >>> from jaxnm.tensor_train import from_cores, matrix_from_cores
@@ -107,8 +108,6 @@ def solve(
             expected = f"{matrix.columns}, the columns of the matrix"
             arguments.refuse(name, argument, f"of shape {tt.shape}", expected, "see `matvec`")
     cores = {"matrix": matrix.cores, **{argument: tt.cores for argument, tt in trains.items()}}
-    for argument, array in cores.items():
-        arguments.check_real(name, argument, array)
     arrays = arguments.to_arrays(name, **cores)
     for argument, count in (("max_rank", max_rank), ("max_sweeps", max_sweeps), ("enrichment", enrichment)):
         arguments.check_count(name, argument, count, minimum=1)
@@ -116,7 +115,7 @@ def solve(
     arguments.check_key(name, key)
     (threshold,) = arguments.to_arrays(name, tol=tol)
     arguments.check_shape(name, "tol", threshold, "a scalar", lambda shape: shape == (), "use jax.vmap for several")
-    dtype = arrays[0].dtype
+    dtype = jnp.finfo(arrays[0].dtype).dtype
     log = lambda x: x.log_scale.astype(dtype)
     matrix = replace(matrix, cores=arrays[0], log_scale=log(matrix))
     right, *start = (replace(tt, cores=x, log_scale=log(tt)) for tt, x in zip(trains.values(), arrays[1:], strict=True))
@@ -151,25 +150,27 @@ def _solve(
 
     # all but the last core orthonormal, and of norm one: so that no interface with it can be above one
     unit = round(right, method="qr_svd")
-    length = jnp.sqrt(jnp.sum(unit.cores[-1] ** 2))
+    length = size_of(unit.cores[-1])
     zero = ~(length > 0)
     divisor = jnp.where(zero, jnp.ones_like(length), length)
     log_right = unit.log_scale + jnp.log(divisor)
-    unit = replace(unit, cores=unit.cores.at[-1].divide(divisor), log_scale=jnp.zeros_like(log_right))
+    unit = replace(
+        unit, cores=unit.cores.at[-1].divide(divisor.astype(unit.dtype)), log_scale=jnp.zeros_like(log_right)
+    )
 
     start = unit if initial is None else replace(initial, cores=safe(initial.cores), log_scale=safe(initial.log_scale))
     mirrored = replace(start, cores=reversed_cores(start.cores), ranks=start.ranks[::-1], shape=shape[::-1])
     start = round(mirrored, max_rank=size, method="qr_svd")
     cores = reversed_cores(jnp.pad(start.cores, [(0, 0), (0, room - size), (0, 0), (0, room - size)]))
     ranks = start.ranks[::-1]
-    length = jnp.sqrt(jnp.sum(cores[0] ** 2))
-    cores = cores.at[0].divide(jnp.where(length > 0, length, jnp.ones_like(length)))
+    length = size_of(cores[0])
+    cores = cores.at[0].divide(jnp.where(length > 0, length, jnp.ones_like(length)).astype(cores.dtype))
     (_, whole, _), behind = interfaces_behind(cores, cores, matrix.cores, unit.cores)
-    # A is taken in units in which x^T A x of the start is about one
+    # A is taken in units in which x^H A x of the start is about one
     log_matrix = matrix.log_scale + whole.astype(dtype) * jnp.log(jnp.asarray(2, dtype))
     log_solution = log_right - log_matrix
     amount = jnp.zeros((), dtype) if initial is None else length * jnp.exp(start.log_scale - log_solution)
-    cores = cores.at[0].multiply(amount)
+    cores = cores.at[0].multiply(amount.astype(cores.dtype))
 
     directions = [jnp.stack([x, reversed_cores(x)]) for x in (matrix.cores, unit.cores)]
     modes = jnp.asarray(np.stack([mode_mask(shape), mode_mask(shape)[::-1]]))
@@ -193,17 +194,20 @@ def _solve(
         return (reversed_cores(cores), ranks[::-1], jax.tree.map(lambda x: x[::-1], before), saturated), None
 
     def sweep(state: Any) -> Any:
-        inner, count, _, key = state
+        inner, count, residuals, key = state
         key, *keys = jax.random.split(key, 3)
         xs = (*directions, modes, bounds, jnp.array([True, False]), jnp.stack(keys))
         inner, _ = jax.lax.scan(half, inner, xs)
-        return inner, count + jnp.int32(1), residual_of(*inner[:2]), key
+        return inner, count + jnp.int32(1), jnp.stack([*residuals[1:], residual_of(*inner[:2])]), key
 
     def unfinished(state: Any) -> Array:
-        return (state[1] < max_sweeps) & (state[2] > tol) & ~zero & finite
+        _, count, residuals, _ = state
+        falls = (residuals[-1] < 0.9 * residuals[0]) | (count < 3)
+        return (count < max_sweeps) & (residuals[-1] > tol) & falls & ~zero & finite
 
-    state = ((cores, ranks, behind, jnp.bool_(False)), jnp.int32(0), jnp.full((), jnp.inf, dtype), key)
-    (cores, ranks, _, saturated), count, residual, _ = jax.lax.while_loop(unfinished, sweep, state)[0:4]
+    state = ((cores, ranks, behind, jnp.bool_(False)), jnp.int32(0), jnp.full(3, jnp.inf, dtype), key)
+    (cores, ranks, _, saturated), count, residuals, _ = jax.lax.while_loop(unfinished, sweep, state)
+    residual = residuals[-1]
     nothing = zero | ~finite
     one = jnp.ones_like(ranks)
     ranks = jnp.where(nothing, one, ranks)

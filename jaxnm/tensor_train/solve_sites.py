@@ -9,18 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxnm.linalg import eigh, einsum, matmul, qr, svd
-from jaxnm.linalg import solve as dense_solve
 from jaxnm.tensor_train.trains import rescaled, times_power_of_two, within
 
-_DIRECT = 600
-"""Unknowns of a site up to which the projected system is factorized."""
 _STEPS = 40
-"""Steps of the iteration for a larger one."""
+"""Of the iteration for the projected system of a site."""
 _SLACK = 1.5
 """By how much cutting a core may raise a projected residual that is above its tolerance anyway."""
 
 Interface = tuple[Array, Array, Array]
-"""(y^T A x [Y, P, X], the exponent of a power of two that belongs to it, y^T b [Y, B]) of all sites on one side."""
+"""(y^H A x [Y, P, X], the exponent of a power of two that belongs to it, y^H b [Y, B]) of all sites on one side."""
 
 
 def reversed_cores(cores: Array) -> Array:
@@ -86,8 +83,9 @@ def half_sweep(
         rows = valid[:, :, 0].reshape(-1)
         basis = jnp.where(rows[:, None], basis[:, :room], jnp.zeros_like(basis[:, :room]))
         values = values[:room]
-        rest = jnp.where(within(right_rank, room)[None], values[:, None] * rest[:room], jnp.zeros_like(rest[:room]))
-        allowed = jnp.maximum(goal, _SLACK * _size(error))
+        rest = values[:, None].astype(dtype) * rest[:room]
+        rest = jnp.where(within(right_rank, room)[None], rest, jnp.zeros_like(rest))
+        allowed = jnp.maximum(goal, _SLACK * size_of(error))
         cut = lambda count: jnp.where(within(count, basis.shape[1])[None], basis, jnp.zeros_like(basis))
         after = lambda count: target - system.product(matmul(cut(count), rest).reshape(found.shape))
         limit = jnp.sum(values > 4 * jnp.finfo(dtype).eps * values[0], dtype=jnp.int32)
@@ -96,12 +94,12 @@ def half_sweep(
         def bisect(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = ends
             middle = (low + high) // 2
-            enough = _size(after(middle)) <= allowed
+            enough = size_of(after(middle)) <= allowed
             return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
         _, count = jax.lax.fori_loop(0, math.ceil(math.log2(size)), bisect, (jnp.int32(1), limit))
         count = jnp.minimum(count, limit)
-        short = (count == size) & (_size(after(count)) > 2 * allowed)
+        short = (count == size) & (size_of(after(count)) > 2 * allowed)
         basis = cut(count)
         kept = matmul(basis, rest)
 
@@ -131,10 +129,10 @@ def half_sweep(
 def _complement(basis: Array, sketch: Array, noise: Array) -> Array:
     """Orthonormal columns that with the basis span the sketch; some noise stands for what the sketch lacks."""
     largest = jnp.max(jnp.abs(sketch))
-    unit = sketch / jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    columns = unit + jnp.sqrt(jnp.finfo(sketch.dtype).eps) * noise
+    unit = sketch / jnp.where(largest > 0, largest, jnp.ones_like(largest)).astype(sketch.dtype)
+    columns = unit + math.sqrt(jnp.finfo(sketch.dtype).eps) * noise
     for _ in range(2):
-        columns = qr(columns - matmul(basis, matmul(basis.T, columns))).orthogonal
+        columns = qr(columns - matmul(basis, matmul(basis.conj().T, columns))).orthogonal
     return columns
 
 
@@ -152,14 +150,6 @@ class _Projected:
         return _product(self.left, self.a, self.right, u)
 
     def solved(self, target: Array, guess: Array, goal: Array) -> Array:
-        if target.size <= _DIRECT:
-            whole = einsum("apx,pijq->aixjq", self.left, self.a)
-            whole = einsum("aixjq,bqy->aibxjy", whole, self.right).reshape(target.size, target.size)
-            whole = whole + jnp.diag((~self.valid).astype(whole.dtype).reshape(-1))
-            found = dense_solve(whole, target.reshape(-1, 1)).reshape(target.shape)
-            found = jnp.where(self.valid & jnp.isfinite(found), found, jnp.zeros_like(found))
-            better = _size(target - self.product(found)) <= _size(target - self.product(guess))
-            return jnp.where(better, found, guess)
         return _conjugate_residuals(self.product, self._inverse_blocks(), target, guess, goal)
 
     def _inverse_blocks(self) -> Callable[[Array], Array]:
@@ -168,8 +158,8 @@ class _Projected:
         before, behind = einsum("apa->p", self.left), einsum("bqb->q", self.right)
         turn_left = _eigenvectors(einsum("apx,p->ax", self.left, matmul(trace, behind)), self.valid[:, 0, 0])
         turn_right = _eigenvectors(einsum("bqy,q->by", self.right, matmul(before, trace)), self.valid[0, 0])
-        rows = einsum("apx,ak,xk->kp", self.left, turn_left, turn_left)
-        columns = einsum("bqy,bl,yl->lq", self.right, turn_right, turn_right)
+        rows = einsum("apx,ak,xk->kp", self.left, turn_left.conj(), turn_left)
+        columns = einsum("bqy,bl,yl->lq", self.right, turn_right.conj(), turn_right)
         blocks = einsum("kp,pijq,lq->klij", rows, self.a, columns)
         padding = (~self.valid).astype(blocks.dtype).transpose(0, 2, 1)
         blocks = blocks + padding[..., None] * jnp.eye(blocks.shape[-1], dtype=blocks.dtype)[None, None]
@@ -177,16 +167,17 @@ class _Projected:
         inverse = jnp.where(jnp.isfinite(inverse), inverse, jnp.zeros_like(inverse))
 
         def apply(r: Array) -> Array:
-            turned = einsum("aib,ak,bl->kil", r, turn_left, turn_right)
+            turned = einsum("aib,ak,bl->kil", r, turn_left.conj(), turn_right.conj())
             return einsum("kil,ak,bl->aib", einsum("klij,kjl->kil", inverse, turned), turn_left, turn_right)
 
         return apply
 
 
 def _eigenvectors(matrix: Array, valid: Array) -> Array:
-    """Those of the symmetric part, the ones of padding last."""
+    """Those of the Hermitian part, the ones of padding last."""
     above = 1 + 2 * jnp.sum(jnp.abs(matrix))
-    return eigh(matrix + jnp.diag(jnp.where(valid, jnp.zeros_like(above), above))).vectors
+    padding = jnp.where(valid, jnp.zeros_like(above), above).astype(matrix.dtype)
+    return eigh(matrix + jnp.diag(padding)).vectors
 
 
 def _conjugate_residuals(
@@ -200,29 +191,31 @@ def _conjugate_residuals(
         count, u, r, searches, products, _ = state
         search = precondition(r)
         moved = product(search)
-        whole = _size(moved)
+        whole = size_of(moved)
         for _ in range(2):
-            along = einsum("maib,aib->m", products, moved)
+            along = einsum("maib,aib->m", products.conj(), moved)
             moved = moved - einsum("m,maib->aib", along, products)
             search = search - einsum("m,maib->aib", along, searches)
-        length = _size(moved)
+        length = size_of(moved)
         usable = length > eps * whole
         factor = jnp.where(usable, 1 / jnp.where(usable, length, jnp.ones_like(length)), jnp.zeros_like(length))
+        factor = factor.astype(target.dtype)
         search, moved = search * factor, moved * factor
-        amount = jnp.sum(moved * r)
+        amount = jnp.sum(moved.conj() * r)
         searches, products = searches.at[count].set(search), products.at[count].set(moved)
         return count + jnp.int32(1), u + amount * search, r - amount * moved, searches, products, usable
 
     def unfinished(state: Any) -> Array:
         count, _, r, _, _, usable = state
-        return (count < _STEPS) & (_size(r) > goal) & usable
+        return (count < _STEPS) & (size_of(r) > goal) & usable
 
     start = (jnp.int32(0), guess, target - product(guess), empty, empty, jnp.bool_(True))
     return jax.lax.while_loop(unfinished, step, start)[1]
 
 
-def _size(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(x**2))
+def size_of(x: Array) -> Array:
+    """The Euclidean norm, of all entries."""
+    return jnp.sqrt(jnp.sum(jnp.abs(x) ** 2))
 
 
 def _product(left: Array, a: Array, right: Array, u: Array) -> Array:
@@ -241,6 +234,6 @@ def _extended(interface: Interface, test: Array, x: Array, a: Array, b: Array) -
     """The interface with one more site, from left to right."""
     projected, exponent, right = interface
     half = einsum("pijq,tpjy->tiyq", a, einsum("tpx,xjy->tpjy", projected, x))
-    projected, more = rescaled(einsum("tiyq,tis->sqy", half, test))
-    right = einsum("tic,tis->sc", einsum("tb,bic->tic", right, b), test)
+    projected, more = rescaled(einsum("tiyq,tis->sqy", half, test.conj()))
+    right = einsum("tic,tis->sc", einsum("tb,bic->tic", right, b), test.conj())
     return projected, exponent + more, right

@@ -17,11 +17,13 @@ from tests.compilation import QUICK
 
 KEYS = jax.random.split(jax.random.key(1), 10)
 KEY = KEYS[0]
+# where runs cost more than compilation
+RUNS = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 INFEASIBLE, FLAGGED = int(Status.OUT_OF_RANGE), int(Status.NONFINITE_RESULT)
 
 
-def quickly(function, *operands):
-    return jax.jit(function).lower(*operands).compile(QUICK)(*operands)
+def quickly(function, *operands, options=QUICK):
+    return jax.jit(function).lower(*operands).compile(options)(*operands)
 
 
 # ------------------------------------------------------------------------------------------------ published tables
@@ -34,7 +36,7 @@ def test_the_published_table_of_protes():
         jnp.int32(list(tables.PROBLEMS).index(name)),
         jnp.asarray(tables.shifted_nodes(name)),
     )
-    program = run.lower(*operands("Ackley")).compile(QUICK)
+    program = run.lower(*operands("Ackley")).compile(RUNS)
     for name in tables.ROWS:
         result, least = program(*operands(name)), tables.proven_minimum(name)
         excess = (result.best_value - least) / abs(least)
@@ -58,12 +60,11 @@ def test_the_published_table_of_ttopt_in_ten_dimensions():
     d, resolved = 10, ("Ackley", "Rastrigin", "Alpine", "Qing", "Schwefel")
     run = partial(tables.ttopt_run.__wrapped__, d=d, budget=100_000)
     operands = lambda k, problem: (jnp.int32(k), jnp.asarray(problem.lower), jnp.asarray(problem.upper))
-    # runs cost more than the compilation here
     options = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
     program = jax.jit(run).lower(KEY, *operands(0, tables.PROBLEMS["Ackley"])).compile(options)
     for k, (name, problem) in enumerate(tables.PROBLEMS.items()):
         least, resolution = tables.true_minimum(name, d)
-        keys = KEYS[: 1 if name in resolved else 5]
+        keys = KEYS[: 1 if name in resolved else 3]
         residual = np.median([float(program(key, *operands(k, problem)).best_value) for key in keys]) - least
         if name in resolved:
             # sums of up to 40 in the function cancel; Schwefel adds numbers of 419
@@ -179,7 +180,7 @@ def test_ask_and_tell_make_the_same_search():
     }
     evaluate = jax.jit(jax.vmap(entry, (0, None)))
     for name, (init, ask, tell) in makers.items():
-        whole = jax.jit(partial(OPTIMIZERS[name], entry, SIZES, budget=2000))(key=KEY, args=(jnp.asarray(TABLE),))
+        whole = jax.jit(partial(OPTIMIZERS[name], entry, SIZES, budget=600))(key=KEY, args=(jnp.asarray(TABLE),))
         state, history = init(KEY), []
         for _ in whole.history:
             indices, state = ask(state)
@@ -272,27 +273,25 @@ def test_gradients_find_what_samples_alone_do_not():
     turn = jnp.asarray(np.linalg.qr(np.random.default_rng(2).normal(size=(d, d)))[0])
     grids = [jnp.linspace(-1, 1, n)] * d
     run = lambda keys, turn: jax.vmap(
-        lambda key: protes_with_gradients(valley, grids, key=key, budget=4000, args=(turn,), batch=50, elite=5)
+        lambda key: protes_with_gradients(valley, grids, key=key, budget=2000, args=(turn,), batch=50, elite=5)
     )(keys)
-    hybrid = quickly(run, KEYS[:4], turn)
-    alone = jax.vmap(
-        lambda key: protes(
-            lambda i, turn: valley(-1 + 0.01 * i.astype(float), turn), (n,) * d, key=key, budget=4000,
-            args=(turn,), batch=50, elite=5,
-        )
-    )(KEYS[:4])  # fmt: skip
+    hybrid = quickly(run, KEYS[:4], turn, options=RUNS)
+    f = lambda index, turn: valley(-1 + 0.01 * index.astype(float), turn)
+    plain = lambda key, turn: protes(f, (n,) * d, key=key, budget=2000, args=(turn,), batch=50, elite=5)
+    alone = quickly(jax.vmap(plain, (0, None)), KEYS[:4], turn)
     # a batch takes 50 + 5 (20 + 1) evaluations
-    assert hybrid.num_evaluations.tolist() == [3875] * 4
-    assert hybrid.history.shape == (4, 25)
+    assert hybrid.num_evaluations.tolist() == [1860] * 4
+    assert hybrid.history.shape == (4, 12)
     assert np.median(hybrid.best_value) < 0.01 * np.median(alone.best_value)
-    # 0.37 is node 137; rounding to nodes stops within a few of it
-    assert np.median(np.max(np.abs(hybrid.best_index - 137), axis=1)) <= 5
+    # 0.37 is node 137
+    assert np.all(hybrid.best_index == 137)
 
 
 def test_descents_stay_on_the_grid_and_survive_bad_gradients():
     grids = [jnp.linspace(0.0, 1.0, 5), jnp.linspace(0.0, 3.0, 7), jnp.zeros(1)]
     f = lambda x: jnp.sqrt(x[0]) - x[1] + x[2] + jnp.where(x[0] > 0.9, jnp.nan, 0.0)
-    result = protes_with_gradients(f, grids, key=KEY, budget=240, batch=20, elite=4, descents=2, descent_steps=4)
+    options = {"budget": 240, "batch": 20, "elite": 4, "descents": 2, "descent_steps": 4}
+    result = quickly(lambda key: protes_with_gradients(f, grids, key=key, **options), KEY)
     assert result.best_index.tolist() == [0, 6, 0]
     assert result.best_value == -3
     assert (int(result.num_evaluations), int(result.status)) == (240, FLAGGED)

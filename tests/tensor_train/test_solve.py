@@ -92,9 +92,6 @@ def test_poisson_in_three_dimensions_by_exponentials(dtype):
     solution = laplace_inverse(right, spacing=spacing, eps=eps)
     assert_well_formed(solution, dtype)
     assert np.linalg.norm(full_of(solution) - expected) < eps * np.linalg.norm(expected)
-    operator = laplace_inverse_matrix((n,) * 3, spacing=spacing, eps=eps, max_rank=12)
-    # rounding is relative to the Frobenius norm of the inverse, here six times less than its largest eigenvalue allows
-    assert np.linalg.norm(full_of(operator @ right) - expected) < 20 * eps * np.linalg.norm(expected)
 
 
 def test_modes_of_different_sizes_spacings_and_matrices_agree():
@@ -110,7 +107,7 @@ def test_modes_of_different_sizes_spacings_and_matrices_agree():
         solution = laplace_inverse(right, eps=1e-9, **options)
         assert_well_formed(solution)
         assert np.linalg.norm(full_of(solution) - expected) < bound
-        inverse = laplace_inverse_matrix(sizes, max_rank=9, eps=1e-10, **options)
+        inverse = laplace_inverse_matrix(sizes, eps=1e-9, **options)
         assert np.linalg.norm(full_of(inverse @ right) - expected) < bound
         rows = [np.cos(np.arange(n) + 1.0) for n in sizes]
         factors = laplace_inverse_factors(rows, eps=1e-9, **options)
@@ -126,7 +123,7 @@ def test_one_mode():
     expected = np.linalg.solve(matrix, full_of(right))
     for solution in (
         laplace_inverse(right, spacing=1 / 7, eps=1e-11),
-        laplace_inverse_matrix((6,), max_rank=3, spacing=1 / 7, eps=1e-11) @ right,
+        laplace_inverse_matrix((6,), spacing=1 / 7, eps=1e-11) @ right,
     ):
         assert_well_formed(solution)
         assert np.linalg.norm(full_of(solution) - expected) < 1e-10 * np.linalg.norm(expected)
@@ -207,54 +204,70 @@ def _diffusion(d, n, strength):
 
 
 def test_variable_coefficients_in_three_dimensions_against_a_sparse_solver():
-    """A contrast of eleven. The smallest eigenvalue of A is above 3 pi^2, so that the residual bounds the error."""
+    """A contrast of eleven. The smallest eigenvalue of A is above 3 * 9.8, so that the residual bounds the error."""
     n = 16
     operator, assembled = _diffusion(3, n, 10.0)
-    result = solve(operator, _ones(3, n), max_rank=12, tol=1e-6, key=_KEY)
+    result = solve(operator, _ones(3, n), max_rank=7, tol=1e-6, key=_KEY)
     assert_well_formed(result.tt)
     assert int(result.status) == Status.OK
-    assert float(result.residual) < 1e-6
     np.testing.assert_allclose(result.residual, _residual(operator, result.tt, _ones(3, n)), rtol=1e-4)
     expected = sparse_linalg.spsolve(assembled(), np.ones(n**3))
     error = np.linalg.norm(full_of(result.tt).ravel() - expected)
     assert error < 1e-6 * n**1.5 / (3 * 9.8)
+    # the solution is even in each variable, so that its ranks are 8
+    small = solve(operator, _ones(3, n), max_rank=7, tol=1e-13, key=_KEY)
+    assert (int(small.status), bool(small.saturated)) == (Status.NOT_CONVERGED, True)
+    assert np.asarray(small.ranks).tolist() == [1, 7, 7, 1]
+    assert int(small.num_sweeps) < 10
+    np.testing.assert_allclose(small.residual, _residual(operator, small.tt, _ones(3, n)), rtol=1e-4)
 
 
-def test_variable_coefficients_in_eight_dimensions():
-    operator, _ = _diffusion(8, 8, 1.0)
-    result = solve(operator, _ones(8, 8), max_rank=12, tol=1e-4, key=_KEY)
-    assert int(result.status) == Status.OK
-    assert _residual(operator, result.tt, _ones(8, 8)) < 1e-4
+def test_the_inverse_laplacian_preconditions_variable_coefficients():
+    """With a from 1 to 2 a step of 2 / 3 brings the norm <r, P r>^(1/2) to 1 / 3, for P exact to eps (1 + 2 eps) / 3.
+
+    In that norm I - w A P is symmetric with eigenvalues between 1 - w a_max (1 + eps) and 1 - w (1 - eps).
+    """
+    n, eps, size = 16, 0.01, 10
+    operator, assembled = _diffusion(3, n, 1.0)
+    right = _ones(3, n)
+    inverse = lambda tt: laplace_inverse(tt, spacing=1 / (n + 1), eps=eps)
+    rounded = lambda tt, key: tensor_train.round(tt, max_rank=size, method="randomized", key=key)
+
+    def step(x, key):
+        residual = rounded(right - operator @ x, key)
+        change = inverse(residual)
+        x = rounded(x + tensor_train.scale(change, 2 / 3), key)
+        return x, jnp.sqrt(tensor_train.dot(residual, change))
+
+    start = tensor_train.from_cores([np.zeros((1, n, 1))] * 3, max_rank=size)
+    x, sizes = jax.jit(lambda keys: jax.lax.scan(step, start, keys))(jax.random.split(_KEY, 12))
+    # what is left is for the rounding to 10
+    assert (np.asarray(sizes[1:] / sizes[:-1]) < (1 + 2 * eps) / 3 + 0.005).all()
+    residual = _residual(operator, x, right)
+    assert residual < 1e-5
+    expected = sparse_linalg.spsolve(assembled(), np.ones(n**3))
+    assert np.linalg.norm(full_of(x).ravel() - expected) < residual * n**1.5 / (3 * 9.8)
 
 
-def test_too_small_a_rank_says_so_and_what_it_reached():
-    operator, right = (
-        tensor_train.matrix_from_cores(_nonsymmetric()),
-        tensor_train.from_cores(random_cores((4,) * 4, 2)),
-    )
-    small = solve(operator, right, max_rank=3, tol=1e-5, max_sweeps=2, key=_KEY)
-    assert int(small.status) == Status.NOT_CONVERGED
-    assert bool(small.saturated)
-    assert np.asarray(small.ranks).max() == 3
-    np.testing.assert_allclose(small.residual, _residual(operator, small.tt, right), rtol=1e-8)
+def _single(operator, max_rank):
+    cores = [np.asarray(core, np.float32) for core in tensor_train.matrix_to_cores(operator)]
+    return tensor_train.matrix_from_cores(cores, max_rank=max_rank)
 
 
-@pytest.mark.parametrize(("dtype", "tol"), [("float32", 1e-4), ("float64", 1e-6)])
-def test_poisson_in_ten_dimensions_by_sweeps(dtype, tol):
-    """Against the exponential sum; the residual bounds the error through the smallest eigenvalue."""
-    d, n = 10, 16
-    operator = kronecker_sum([_second_difference(n).astype(dtype)] * d)
-    result = solve(operator, _ones(d, n, dtype), max_rank=8, tol=tol, key=_KEY)
-    assert_well_formed(result.tt, dtype)
-    assert int(result.status) == Status.OK
-    assert np.asarray(result.ranks).max() <= 8
-    factors = laplace_inverse_factors([jnp.ones(n)] * d, spacing=1 / (n + 1), eps=1e-9)
-    indices = np.random.default_rng(0).integers(0, n, (1000, d))
-    expected = np.prod([np.asarray(f)[:, i] for f, i in zip(factors, indices.T, strict=True)], 0).sum(0)
-    found = tensor_train.gather(result.tt, jnp.asarray(indices))
-    error = np.sqrt(np.mean((np.asarray(found) - expected) ** 2))
-    # root mean squares over 1000 of 16^10 points, for the bound tol / lambda of those over all: a factor of 2
-    assert error < 2 * tol / (d * _eigenvalues(n)[0])
+def test_poisson_and_diffusion_in_ten_dimensions_by_sweeps():
+    """In float32; against the exponential sum, where the residual bounds the error through the smallest eigenvalue."""
+    d, n, tol = 10, 8, 1e-4
+    double = lambda x: jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf, x)
+    right = _ones(d, n)
+    for operator in (kronecker_sum([_second_difference(n)] * d), _diffusion(d, n, 1.0)[0]):
+        result = solve(_single(operator, 4), _ones(d, n, np.float32), max_rank=10, tol=tol, key=_KEY)
+        assert_well_formed(result.tt, "float32")
+        assert int(result.status) == Status.OK
+        assert _residual(operator, double(result.tt), right) < 1.01 * tol
+        if operator.max_rank == 2:
+            expected = laplace_inverse(right, spacing=1 / (n + 1), eps=1e-9)
+            error = tensor_train.distance(double(result.tt), expected) / tensor_train.norm(right)
+            assert float(error) < 1.01 * tol / (d * _eigenvalues(n)[0])
 
 
 def test_poisson_on_two_to_the_q_points_in_quantics():
@@ -290,41 +303,44 @@ def test_nonsymmetric_systems_of_any_scale_for_a_batch_of_right_hand_sides():
     operator = tensor_train.matrix_from_cores(cores)
     rights = [random_cores((4,) * 4, 2, seed=seed) for seed in range(3)]
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(tensor_train.from_cores, rights))
-    run = lambda b: solve(operator.replace(log_scale=jnp.asarray(300.0)), b, max_rank=16, tol=1e-10, key=_KEY)
-    results = jax.jit(jax.vmap(run))(batch)
+    scaled = operator.replace(log_scale=jnp.asarray(300.0))
+    run = jax.jit(jax.vmap(lambda b, x: solve(scaled, b, max_rank=16, tol=1e-10, key=_KEY, initial=x)))
+    nothing = tensor_train.from_cores([np.zeros((1, 4, 1))] * 4, max_rank=16)
+    results = run(batch, jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), nothing))
     assert not np.asarray(results.status).any()
     for k, right in enumerate(rights):
         tt = jax.tree.map(lambda leaf, k=k: leaf[k], results.tt)
         expected = np.linalg.solve(whole, full(right).ravel())
         np.testing.assert_allclose(tt.log_scale, -300, atol=30)
         found = full_of(tt.replace(log_scale=tt.log_scale + 300.0)).ravel()
-        # the condition number is below 4
-        assert np.linalg.norm(found - expected) < 1e-9 * np.linalg.norm(expected)
+        assert np.linalg.norm(found - expected) < 1e-10 * np.linalg.cond(whole) * np.linalg.norm(expected)
+    again = run(batch, results.tt)
+    assert not np.asarray(again.status).any()
+    assert np.asarray(again.num_sweeps).max() == 1 < np.asarray(results.num_sweeps).min()
 
 
-def test_a_start_saves_sweeps_and_zero_gives_zero():
-    operator = tensor_train.matrix_from_cores(_nonsymmetric())
+def test_zero_gives_zero():
     right = tensor_train.from_cores(random_cores((4,) * 4, 2))
-    cold = solve(operator, right, max_rank=16, tol=1e-8, key=_KEY)
-    warm = solve(operator, right, max_rank=16, tol=1e-8, key=_KEY, initial=cold.tt)
-    assert int(warm.num_sweeps) == 1 < int(cold.num_sweeps)
-    assert float(warm.residual) < 1e-8
-    nothing = solve(operator, 0.0 * right, max_rank=16, tol=1e-8, key=_KEY)
+    operator = tensor_train.matrix_from_cores(_nonsymmetric())
+    nothing = solve(operator, 0.0 * right, max_rank=16, tol=1e-11, key=_KEY)
     assert_well_formed(nothing.tt)
     assert not np.asarray(nothing.tt.cores).any()
     assert (int(nothing.status), float(nothing.residual), int(nothing.num_sweeps)) == (Status.OK, 0, 0)
 
 
-def test_modes_of_different_sizes_and_ranks_at_their_bounds():
+def test_complex_systems_with_modes_of_different_sizes_and_ranks_at_their_bounds():
     sizes = (3, 5, 1, 4)
-    operator = kronecker_sum([_second_difference(n) for n in sizes])
-    right = tensor_train.from_cores(random_cores(sizes, 3))
+    rng = np.random.default_rng(3)
+    operator = kronecker_sum([_second_difference(n) * (1 + 0.5j) + 9j * rng.normal(size=(n, n)) for n in sizes])
+    right = tensor_train.from_cores(random_cores(sizes, 3, "complex128"))
     result = solve(operator, right, max_rank=100, tol=1e-10, key=_KEY)
-    assert_well_formed(result.tt)
+    assert_well_formed(result.tt, "complex128")
     assert result.tt.max_rank == 4
+    assert int(result.status) == Status.OK
     whole = _full_matrix([np.asarray(core) for core in tensor_train.matrix_to_cores(operator)])
     expected = np.linalg.solve(whole, full_of(right).ravel())
-    assert np.linalg.norm(full_of(result.tt).ravel() - expected) < 1e-9 * np.linalg.norm(expected)
+    error = np.linalg.norm(full_of(result.tt).ravel() - expected)
+    assert error < 1e-10 * np.linalg.cond(whole) * np.linalg.norm(expected)
 
 
 def test_the_adjoint_of_the_guide_is_the_derivative():
