@@ -169,7 +169,7 @@ def _eps(*tolerances: float) -> dict[str, float]:
 
 _FUNCTIONS = {
     "hilbert": _Function(
-        "1 / (1 + sum i), 8^10", lambda xp, i: 1 / (1 + i.sum(-1)), (8,) * 10, 2e-8, 10, 1e-9, _eps(1e-6, 1e-8, 1e-6)
+        "1 / (1 + sum i), 8^10", lambda xp, i: 1 / (1 + i.sum(-1)), (8,) * 10, 2e-8, 10, 1e-9, _eps(1e-6, 1e-8, 1e-7)
     ),
     "exp-norm": _Function(
         "exp(-|i| / 15), 16^8", lambda xp, i: xp.exp(-xp.sqrt((i * i).sum(-1)) / 15), (16,) * 8, 3e-7, 14, 1e-7,

@@ -28,6 +28,8 @@ from jaxnm.tensor_train.optimize import (
 from jaxnm.tensor_train.trains import bounded_rank, checked_shape
 
 Sites = Literal["auto", 1, 2]
+_FEW = 128
+"""Numbers up to which comparing all pairs is faster than sorting."""
 
 
 @flax.struct.dataclass
@@ -269,7 +271,7 @@ def _pivots(
     rows, columns = values.shape
     lowest = jnp.where(jnp.isfinite(best), best, jnp.zeros_like(best))
     above = jnp.where(jnp.isfinite(values), values, jnp.full_like(values, jnp.inf)) - lowest
-    near = jnp.sort(above.reshape(-1))[above.size // 8]
+    near = _in_order(above.reshape(-1), above.size // 8)
     scale = jnp.where((near > 0) & (near < scale), near, scale)
     heights = jnp.arctan2(scale, above)
     smallest = jnp.argmin(above).astype(jnp.int32)
@@ -293,6 +295,14 @@ def _pivots(
 
     start = (heights, jnp.ones(values.shape, bool))
     return jax.lax.scan(eliminate, start, jnp.arange(num, dtype=jnp.int32))[1]
+
+
+def _in_order(values: Float[Array, "m"], place: int) -> Array:
+    """The value that sorting would put at a place."""
+    if values.size > _FEW:
+        return jnp.sort(values)[place]
+    smaller = jnp.sum(values[:, None] > values[None], 1, dtype=jnp.int32)
+    return jnp.max(jnp.where(smaller <= place, values, -jnp.inf))
 
 
 _Progress = tuple[Record, Array, Array]
