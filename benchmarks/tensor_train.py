@@ -541,6 +541,51 @@ def poisson() -> Case:
     )
 
 
+def diffusion() -> Case:
+    """A diffusion problem with a coefficient that varies, in ten dimensions, by sweeps over the cores."""
+    from jaxnm.tensor_train import distance, from_cores, matrix_from_cores, norm, solve
+
+    d, n, tol = 10, 16, 1e-6
+    h = 1 / (n + 1)
+    bump = lambda x: np.exp(-8 * (x - 0.5) ** 2)
+    slope = (np.eye(n + 1, n) - np.eye(n + 1, n, k=-1)) / h
+    mass, stiff = np.diag(bump(np.arange(1, n + 1) * h)), slope.T * bump((np.arange(n + 1) + 0.5) * h) @ slope
+    core = np.zeros((4, n, n, 4))
+    for k, (same, other) in ((0, (np.eye(n), slope.T @ slope)), (2, (mass, stiff))):
+        core[k, :, :, k], core[k + 1, :, :, k], core[k + 1, :, :, k + 1] = same, other, same
+    first = np.concatenate([core[1:2, ..., :2], 10 * core[3:4, ..., 2:]], -1)
+    operator = [first, *[core] * (d - 2), core[..., :1] + core[..., 2:3]]
+    matrix, right = matrix_from_cores(operator), from_cores([np.ones((1, n, 1))] * d)
+
+    def error(answer: Any) -> float:
+        found = from_cores([np.ascontiguousarray(core) for core in _cores(answer)])
+        return float(distance(matrix @ found, right) / norm(right))
+
+    def amen() -> list[np.ndarray]:
+        import torch
+
+        peer = _torchtt().TT([torch.from_numpy(np.ascontiguousarray(core)) for core in operator])
+        ones = _torchtt().ones([n] * d, dtype=torch.float64)
+        tt = _torchtt().solvers.amen_solve(peer, ones, x0=ones, eps=tol, verbose=False)
+        return [core.numpy() for core in tt.cores]
+
+    ours = lambda seed: solve(matrix, right, max_rank=20, tol=tol, key=jax.random.key(seed))
+    mine = Contender("ours", ours, (jnp.uint32(0),), jitted=True)
+    peers = (Contender("torchTT AMEn", amen, (), module="torchtt"),)
+    kept, remarks = _tried(mine, peers, lambda answer: f"rank {_largest_rank(answer)}")
+    return Case(
+        name="diffusion-10d",
+        description=f"-div(a grad x) = 1 in the unit cube in {d} dimensions, {n} inner points in each, "
+        f"a = 1 + 10 prod exp(-8 (x_k - 1/2)^2), to a residual of {tol:g}; {remarks}",
+        ours=mine,
+        peers=kept,
+        error=error,
+        metric="|A x - b| / |b|, by one product and QR for both",
+        tolerance=tol,
+        target_ratios={"torchTT AMEn": 1},
+    )
+
+
 CASES: dict[str, Callable[[], Case]] = {
     **GRID_SEARCH_CASES,
     **{f"cross-{name}": partial(cross, name) for name in _FUNCTIONS},
@@ -551,4 +596,5 @@ CASES: dict[str, Callable[[], Case]] = {
     "round-64-32": rounding,
     "dot-100": inner_product,
     "poisson-10d": poisson,
+    "diffusion-10d": diffusion,
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Inexact, Int
+from jaxtyping import Array, ArrayLike, Float, Inexact, Int, Int32
 
 from jaxnm import arguments
 from jaxnm.linalg import einsum, matmul, qr
@@ -208,20 +208,23 @@ def first_row(tt: TT) -> Array:
 
 @jax.jit
 def _gather(tt: TT, indices: Array) -> Array:
-    start = jnp.broadcast_to(first_row(tt)[None], (indices.shape[0], tt.max_rank))
-    sizes = jnp.array(tt.shape, jnp.int32)
-    inside = jnp.all((indices >= 0) & (indices < sizes[None]), 1)
+    inside = jnp.all((indices >= 0) & (indices < jnp.array(tt.shape, jnp.int32)[None]), 1)
+    values = jax.vmap(_scaled_back, (0, 0, None))(*entries_and_exponents(tt.cores, indices), tt.log_scale)
+    return jnp.where(inside, values, jnp.full_like(values, jnp.nan))
+
+
+def entries_and_exponents(cores: Array, indices: Int32[Array, "m d"]) -> tuple[Array, Array]:
+    """(v [m], e [m]) with entries v 2^e, |v| below two, for indices that exist: neither overflows nor vanishes."""
+    rows = jnp.zeros((indices.shape[0], cores.shape[-1]), cores.dtype).at[:, 0].set(1)
 
     def step(carry: tuple[Array, Array], site: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         (rows, exponents), (core, index) = carry, site
-        rows = einsum("mr,mrs->ms", rows, jnp.swapaxes(core, 0, 1)[index])
-        rows, more = jax.vmap(rescaled)(rows)
+        rows, more = jax.vmap(rescaled)(einsum("mr,mrs->ms", rows, jnp.swapaxes(core, 0, 1)[index]))
         return (rows, exponents + more), None
 
-    zeros = jnp.zeros(indices.shape[0], jnp.int32)
-    (rows, exponents), _ = jax.lax.scan(step, (start, zeros), (tt.cores, indices.T))
-    values = jax.vmap(_scaled_back, (0, 0, None))(rows[:, 0], exponents, tt.log_scale)
-    return jnp.where(inside, values, jnp.full_like(values, jnp.nan))
+    start = (rows, jnp.zeros(indices.shape[0], jnp.int32))
+    (rows, exponents), _ = jax.lax.scan(step, start, (cores, indices.T))
+    return rows[:, 0], exponents
 
 
 @jax.jit

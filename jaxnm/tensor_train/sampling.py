@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Int32, Key
 from jaxnm import arguments
 from jaxnm.linalg import einsum
 from jaxnm.status import Status, first_failing
-from jaxnm.tensor_train.products import right_factors
+from jaxnm.tensor_train.products import entries_and_exponents, right_factors
 from jaxnm.tensor_train.trains import TT, check_train, mode_mask, rescaled
 
 Kind = Literal["nonnegative", "square"]
@@ -117,23 +117,6 @@ def log_prob(
     condition = lambda shape: len(shape) == 2 and shape[1] == tt.ndim
     arguments.check_shape(name, "indices", indices, f"[m, {tt.ndim}]", condition)
     return _log_prob(tt, indices, _given(name, tt, given), kind)
-
-
-# ------------------------------------------------------------------------------------------------ entries in two parts
-
-
-def entries_and_exponents(cores: Array, indices: Int32[Array, "m d"]) -> tuple[Array, Array]:
-    """(v [m], e [m]) with entries v 2^e, |v| below two, for indices that exist: neither overflows nor vanishes."""
-    rows = jnp.zeros((indices.shape[0], cores.shape[-1]), cores.dtype).at[:, 0].set(1)
-
-    def step(carry: tuple[Array, Array], site: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        (rows, exponents), (core, index) = carry, site
-        rows, more = jax.vmap(rescaled)(einsum("mr,mrs->ms", rows, jnp.swapaxes(core, 0, 1)[index]))
-        return (rows, exponents + more), None
-
-    start = (rows, jnp.zeros(indices.shape[0], jnp.int32))
-    (rows, exponents), _ = jax.lax.scan(step, start, (cores, indices.T))
-    return rows[:, 0], exponents
 
 
 # ------------------------------------------------------------------------------------------------ kernels

@@ -8,7 +8,6 @@ modes in reverse, so that the interfaces that one leaves behind are those that t
 
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import flax.struct
@@ -23,7 +22,7 @@ from jaxnm.tensor_train.matrices import TTMatrix, matvec
 from jaxnm.tensor_train.products import norm
 from jaxnm.tensor_train.rounding import round
 from jaxnm.tensor_train.solve_sites import half_sweep, interfaces_behind, reversed_cores, size_of
-from jaxnm.tensor_train.trains import TT, check_train, mode_mask, subtract
+from jaxnm.tensor_train.trains import TT, bounded_rank, check_train, mode_mask, rank_bounds, subtract
 
 
 @flax.struct.dataclass
@@ -119,18 +118,8 @@ def solve(
     log = lambda x: x.log_scale.astype(dtype)
     matrix = replace(matrix, cores=arrays[0], log_scale=log(matrix))
     right, *start = (replace(tt, cores=x, log_scale=log(tt)) for tt, x in zip(trains.values(), arrays[1:], strict=True))
-    bounds = _rank_bounds(right.shape)
-    size = min(max_rank, max(bounds))
-    limits = (size, enrichment, max_sweeps)
+    limits = (bounded_rank(right.shape, int(max_rank)), int(enrichment), int(max_sweeps))
     return _solve(matrix, right, start[0] if start else None, threshold.astype(dtype), key, limits)
-
-
-def _rank_bounds(shape: tuple[int, ...]) -> list[int]:
-    """[d + 1], the most that the ranks can need, capped far above what is stored."""
-    grow = lambda bound, size: min(bound * size, 2**20)
-    fore = list(accumulate(shape, grow, initial=1))
-    back = list(accumulate(shape[::-1], grow, initial=1))[::-1]
-    return [min(pair) for pair in zip(fore, back, strict=True)]
 
 
 @partial(jax.jit, static_argnums=5)
@@ -140,8 +129,8 @@ def _solve(
     size, enrichment, max_sweeps = limits
     matrix, right, initial = _without_derivative((matrix, right, initial))
     d, dtype, shape = right.ndim, tol.dtype, right.shape
-    bounds = np.array(_rank_bounds(shape), np.int32)
-    room = min(size + enrichment, int(bounds.max()))
+    bounds = np.array(rank_bounds(shape, size + enrichment), np.int32)
+    room = int(bounds.max())
     given = (matrix, right) if initial is None else (matrix, right, initial)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x.cores)) & jnp.isfinite(x.log_scale) for x in given]))
     safe = lambda x: jnp.where(finite, x, jnp.zeros_like(x))
@@ -174,7 +163,7 @@ def _solve(
 
     directions = [jnp.stack([x, reversed_cores(x)]) for x in (matrix.cores, unit.cores)]
     modes = jnp.asarray(np.stack([mode_mask(shape), mode_mask(shape)[::-1]]))
-    bounds = jnp.asarray(np.minimum(np.stack([bounds[1:], bounds[::-1][1:]]), room))
+    bounds = jnp.asarray(np.stack([bounds[1:], bounds[::-1][1:]]))
     goal = tol / jnp.sqrt(jnp.asarray(4 * d, dtype))
     operator = replace(matrix, log_scale=(-whole).astype(dtype) * jnp.log(jnp.asarray(2, dtype)))
 

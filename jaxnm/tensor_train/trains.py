@@ -150,12 +150,17 @@ def checked_shape(function: str, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(size) for size in shape)
 
 
-def bounded_rank(shape: tuple[int, ...], rank: int) -> int:
-    """The rank, or the largest one that a train of this shape can need."""
+def rank_bounds(shape: tuple[int, ...], rank: int) -> list[int]:
+    """[d + 1], the ranks that a train of this shape can need, but none above a given one."""
     grow = lambda bound, size: min(bound * size, rank)
-    before = list(itertools.accumulate(shape[:-1], grow, initial=1))[1:]
-    behind = list(itertools.accumulate(shape[:0:-1], grow, initial=1))[1:]
-    return max(map(min, before, reversed(behind)), default=1)
+    before = itertools.accumulate(shape, grow, initial=1)
+    behind = list(itertools.accumulate(shape[::-1], grow, initial=1))
+    return [min(pair) for pair in zip(before, reversed(behind), strict=True)]
+
+
+def bounded_rank(shape: tuple[int, ...], rank: int) -> int:
+    """The largest of these."""
+    return max(rank_bounds(shape, rank))
 
 
 def check_train(function: str, **trains: Any) -> None:
