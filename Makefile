@@ -44,7 +44,7 @@ lint: $(call needs,test) $(call needs,examples)
 	$(RUN) -m pyrefly check
 
 docs: $(call needs,docs)
-	$(RUN) -m sphinx -q -W --keep-going -b html docs build/docs
+	$(RUN) -m sphinx -j auto -q -W --keep-going -b html docs build/docs
 
 # NumPy asks the system for huge pages by itself; the tunable gives them to every array of the process
 bench: $(call needs,bench)
