@@ -1,6 +1,5 @@
 """Functions on a box by Chebyshev polynomials in every variable, their coefficients in a train."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Inexact, Int, Int32, Key
 from jaxnm import arguments
 from jaxnm.linalg import einsum
 from jaxnm.status import Status, first_failing, merge
-from jaxnm.tensor_train.cross import FLOOR, MARGIN, CrossResult, Search, from_function
+from jaxnm.tensor_train.cross import FLOOR, MARGIN, CrossResult, Search, from_function_on
 from jaxnm.tensor_train.trains import TT
 
 _POINTS = 512
@@ -105,12 +104,11 @@ def chebyshev(
         arguments.check_count(name, f"degree[{k}]", number, minimum=0)
     shape = tuple(int(number) + 1 for number in degrees)
     nodes, transform = zip(*(_nodes_and_transform(n, max(shape)) for n in shape), strict=True)
-    nodes = jnp.asarray(np.stack(nodes), box.dtype)
-    middle, half = (box[:, :1] + box[:, 1:]) / 2, (box[:, 1:] - box[:, :1]) / 2
-    cross = from_function(
-        _AtNode(f), shape, max_rank=max_rank, tol=tol, key=key, initial=initial, args=(middle + half * nodes, *args),
-        max_sweeps=max_sweeps, search=search,
-    )  # fmt: skip
+    middle, half = (box[:, 0] + box[:, 1]) / 2, (box[:, 1] - box[:, 0]) / 2
+    grids = [middle[k] + half[k] * jnp.asarray(node, box.dtype) for k, node in enumerate(nodes)]
+    cross = from_function_on(
+        f, grids, max_rank=max_rank, tol=tol, key=key, initial=initial, args=args, max_sweeps=max_sweeps, search=search
+    )
     matrices = jnp.asarray(np.stack(transform), cross.tt.dtype)
     cores = einsum("dji,dris->drjs", matrices, cross.tt.cores)
     tt = cross.tt
@@ -166,22 +164,12 @@ def _error(f: Callable[..., Any], train: ChebyshevTrain, key: Array, scale: Arra
     return jnp.max(difference) / jnp.where(scale > 0, scale, jnp.ones_like(scale))
 
 
-@dataclasses.dataclass(frozen=True)
-class _AtNode:
-    """Equal for equal functions, so that a second call finds the compiled program."""
-
-    f: Callable[..., Any]
-
-    def __call__(self, index: Array, nodes: Array, *args: Any) -> Any:
-        return self.f(jnp.take_along_axis(nodes, index[:, None], 1)[:, 0], *args)
-
-
 def _nodes_and_transform(n: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """(nodes [most], matrix [most, most] from values at them to coefficients), the last node and zeros behind n."""
+    """(nodes [n], matrix [most, most] from values at them to coefficients, zero behind n)."""
     angles = (np.arange(n) + 0.5) * np.pi / n
     matrix = np.zeros((most, most))
     matrix[:n, :n] = np.cos(np.arange(n)[:, None] * angles) * np.where(np.arange(n) == 0, 1, 2)[:, None] / n
-    return np.pad(np.cos(angles), (0, most - n), mode="edge"), matrix
+    return np.cos(angles), matrix
 
 
 @jax.jit

@@ -83,9 +83,8 @@ def test_exact_ranks_and_all_entries(results, name):
 def test_a_start_is_found_where_f_is_rarely_not_zero(results):
     truth, result = FUNCTIONS["rarely not zero"][0](GRID, np), results["rarely not zero"]
     assert 0 < np.mean(truth != 0) < 0.02
-    assert (
-        np.abs(np.asarray(to_dense(result.tt)) - truth).max() <= 1e-9 * truth.max() or int(result.status) != Status.OK
-    )
+    assert np.abs(np.asarray(to_dense(result.tt)) - truth).max() <= 1e-9 * truth.max()
+    assert int(result.status) == Status.OK
     assert float(result.best_value) == truth.max()
 
 
@@ -211,8 +210,8 @@ def test_genz_integrals_and_their_derivatives_in_one_batch():
         # is up to 300 times the integral
         _check_integrals(10, family[k], a[k], 1e-7 if family[k] == 1 else 1e-10, values[k], slopes[k])
     assert np.asarray(results.status).tolist() == [0] * 8 + [Status.NONFINITE_INPUT]
-    assert np.asarray(results.ranks[:, 1:-1].max(1)).tolist()[::2][:1] == [2]
-    assert np.asarray(results.ranks[4:8].max()) == 1
+    assert np.asarray(results.ranks[:2, 1:-1] == 2).all()
+    assert np.asarray(results.ranks[4:8] == 1).all()
 
 
 def test_genz_integrals_in_a_hundred_dimensions():
