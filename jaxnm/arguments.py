@@ -7,12 +7,17 @@ cannot be checked here; what the functions do with a bad one is in their docstri
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeGuard
+from functools import partial
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Bool
+
+_Tree = TypeVar("_Tree")
 
 
 def refuse(function: str, argument: str, got: str, expected: str, remedy: str, *, error: type = ValueError) -> NoReturn:
@@ -30,33 +35,85 @@ def to_arrays(function: str, **arguments: ArrayLike) -> list[Array]:
 
     Args:
       function: name for the messages.
-      **arguments: arrays or Python numbers.
+      **arguments: arrays, Python numbers, or lists of numbers or arrays. NumPy integer scalars count as Python numbers,
+        and so do lists that hold nothing else.
 
     Returns:
       the arguments in order, of a common real or complex dtype (the default float dtype if all are Python numbers).
 
     Raises:
-      TypeError: an integer or boolean array, which would truncate silently, or something that is no array.
+      TypeError: an integer or boolean array, which would truncate silently; float16 or bfloat16, whose rounding is
+        above the tolerances here; or something that is no array.
     """
-    weak, strong = [], []
+    weak, strong, values = [], [], []
     for name, value in arguments.items():
-        if isinstance(value, list | tuple) or value is None:
+        if isinstance(value, list | tuple):
+            value = _stacked(function, name, value)
+        values.append(value)
+        if not _is_numeric(value):
             refuse(function, name, f"a {type(value).__name__}", "an array", "use jnp.asarray(...)", error=TypeError)
+        if isinstance(value, _Weak) or _is_python_number(value):
+            weak.append(value)
+            continue
         dtype = jnp.result_type(value)
-        is_python_number = isinstance(value, int | float | complex) and not isinstance(value, np.generic | bool)
-        if not is_python_number and not jnp.issubdtype(dtype, jnp.inexact):
-            refuse(
-                function, name, f"of dtype {dtype}", "a floating dtype", f"pass {name}.astype(float)", error=TypeError
-            )
-        (weak if is_python_number else strong).append(value)
-    if strong:
-        # NumPy arrays and scalars take part with the dtype that JAX gives them (float64 becomes float32 without x64).
-        dtype = jnp.result_type(*(jnp.result_type(value) for value in strong))
-    else:
-        dtype = jnp.result_type(float)
-    if any(isinstance(value, complex) for value in weak):
+        check_dtype(function, name, dtype)
+        strong.append(dtype)
+    # NumPy arrays and scalars take part with the dtype that JAX gives them (float64 becomes float32 without x64).
+    dtype = jnp.result_type(*strong) if strong else jnp.result_type(float)
+    if any(np.iscomplexobj(value) for value in weak):
         dtype = complex_dtype(dtype)
-    return [jnp.asarray(value, dtype) for value in arguments.values()]
+    return [constant(value, dtype) for value in values]
+
+
+def constant(value: ArrayLike, dtype: Any) -> Array:
+    """An argument as an array of the dtype; from the host by an explicit transfer, which a transfer guard allows."""
+    if isinstance(value, jax.Array) or hasattr(value, "__jax_array__"):
+        return jnp.asarray(value, dtype)
+    return jax.device_put(np.asarray(value, dtype))
+
+
+class _Weak(np.ndarray):
+    """Made of Python numbers alone, so that its dtype is nobody's choice."""
+
+
+def _is_numeric(value: Any) -> bool:
+    array = isinstance(value, jax.Array | np.ndarray | np.generic) or hasattr(value, "__jax_array__")
+    return array or isinstance(value, int | float | complex)
+
+
+def _is_python_number(value: Any) -> bool:
+    """Whether it has a value but no dtype of its own: a Python number that is no truth value, or a NumPy integer."""
+    number = isinstance(value, int | float | complex) and not isinstance(value, np.generic | bool)
+    return number or isinstance(value, np.integer)
+
+
+def _stacked(function: str, name: str, value: list[Any] | tuple[Any, ...]) -> Any:
+    """A list as an array; one of Python numbers is NumPy's and adapts to the other arguments."""
+    leaves = jax.tree.leaves(value, is_leaf=lambda leaf: not isinstance(leaf, list | tuple))
+    try:
+        if all(_is_python_number(leaf) for leaf in leaves):
+            wide = complex if any(isinstance(leaf, complex) for leaf in leaves) else float
+            return np.asarray(value, wide).view(_Weak)
+        if all(_is_numeric(leaf) for leaf in leaves):
+            return jnp.asarray(value)
+    except (TypeError, ValueError):
+        pass
+    refuse(
+        function, name, f"a {type(value).__name__} that is no array", "numbers or arrays of one shape",
+        "use jnp.stack(...)", error=TypeError,
+    )  # fmt: skip
+
+
+def check_dtype(function: str, argument: str, dtype: Any) -> None:
+    """Refuse a dtype that is no real or complex floating one, and the halves, which have three digits and no LAPACK."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        remedy = f"pass {argument}.astype(float)"
+        refuse(function, argument, f"of dtype {dtype}", "a floating dtype", remedy, error=TypeError)
+    if jnp.finfo(dtype).bits < 32:
+        refuse(
+            function, argument, f"of dtype {dtype}", "float32 or float64: its rounding is above all tolerances here",
+            f"pass {argument}.astype(jnp.float32)", error=TypeError,
+        )  # fmt: skip
 
 
 def complex_dtype(dtype: Any) -> Any:
@@ -127,6 +184,41 @@ def check_key(function: str, key: Any, *, argument: str = "key") -> None:
         refuse(function, argument, f"a batch of keys {key.shape}", "one key", "use jax.vmap for several")
 
 
+def hoist_tracers(name: str, argument: str, function: Callable[..., Any], *like: Any) -> tuple[Partial, Any]:
+    """A user's function as a pytree whose leaves hold every tracer it closes over, and the shapes of its value.
+
+    What is no leaf is part of the key under which `jax.jit` keeps a program, and a tracer there outlives its trace.
+    A function that closes over no tracer is kept as it is, so that a second call finds its program.
+
+    Args:
+      name: of the function of jaxnm, for the message.
+      argument: name of the argument, for the message.
+      function: of the arguments `like`; its data may be the leaves of a `Partial`.
+      *like: pytrees of arrays or of their shapes.
+
+    Returns:
+      the function as a `Partial`, and its value with shapes and dtypes in place of arrays.
+
+    Raises:
+      TypeError: something that cannot be called.
+    """
+    if not callable(function):
+        got, remedy = f"a {type(function).__name__}", "pass lambda v: matrix @ v for a matrix"
+        refuse(name, argument, got, "a function", remedy, error=TypeError)
+    leaves = jax.tree.leaves(function) if isinstance(function, Partial) else []
+    # a function made here, for which no cache outlives this call
+    program, shapes = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*like)
+    closed_over = [constant for constant in program.consts if not any(constant is leaf for leaf in leaves)]
+    if not any(isinstance(constant, jax.core.Tracer) for constant in closed_over):
+        return function if isinstance(function, Partial) else Partial(function), shapes
+    jaxpr, structure = program.jaxpr, jax.tree.structure(shapes)
+
+    def evaluate(constants: list[Any], *args: Any) -> Any:
+        return jax.tree.unflatten(structure, jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))(*jax.tree.leaves(args)))
+
+    return Partial(evaluate, program.consts), shapes
+
+
 def nan_unless(array: Array, good: Bool[Array, "..."], axes: int = 0) -> Array:
     """NaN in the members that are not good: in value, tangent and cotangent, and in no other member.
 
@@ -137,3 +229,28 @@ def nan_unless(array: Array, good: Bool[Array, "..."], axes: int = 0) -> Array:
     """
     factor = jnp.where(good, jnp.ones((), array.dtype), jnp.full((), jnp.nan, array.dtype))
     return array * jnp.expand_dims(factor, tuple(range(-axes, 0)))
+
+
+def without_derivative(function: str, argument: str, operands: _Tree, *, remedy: str) -> _Tree:
+    """The operands, of which a derivative raises TypeError while it is traced, instead of being zero or wrong.
+
+    For a function that has no derivative, its operands; for one that has a first derivative only, what its rule for
+    that derivative is made of.
+
+    Args:
+      function: name for the message.
+      argument: what is differentiated, such as "an argument" or "the gradient".
+      operands: pytree.
+      remedy: what to do instead.
+    """
+    return _without_derivative(function, argument, remedy, operands)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _without_derivative(function: str, argument: str, remedy: str, operands: Any) -> Any:
+    return operands
+
+
+@_without_derivative.defjvp
+def _no_derivative(function: str, argument: str, remedy: str, primals: Any, tangents: Any) -> NoReturn:
+    refuse(function, argument, "differentiated", "no derivative", remedy, error=TypeError)

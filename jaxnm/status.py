@@ -28,6 +28,8 @@ class Status(enum.IntEnum):
     NOT_CERTIFIED = 9
     INCOMPATIBLE_DATA = 10
     DEGENERATE = 11
+    UNEXPLORED = 12
+    NOT_PERCOLATING = 13
 
     @property
     def meaning(self) -> str:
@@ -81,8 +83,16 @@ _EXPLANATIONS = {
         "balance the divergence against the flux through the sides, or the force where nothing holds the fluid",
     ),
     Status.DEGENERATE: (
-        "an observation is impossible for every state the filter has, so nothing is left to weigh; what it had is kept",
+        "an observation is impossible for every state the filter has; it was treated as missing",
         "use more particles, a wider likelihood or a better proposal, or check the observation",
+    ),
+    Status.UNEXPLORED: (
+        "a search saw little or nothing but zeros or infeasible points, so what it has not seen may be anything",
+        "start it where the values count, allow more evaluations, or search the logarithm of the values",
+    ),
+    Status.NOT_PERCOLATING: (
+        "no path through the fluid crosses the sample along the axis that drives the flow, so nothing flows",
+        "drive it along another axis, or check which value of the mask means solid",
     ),
 }
 

@@ -26,16 +26,45 @@ def test_python_numbers_adapt_and_arrays_decide():
         assert arguments.to_arrays("f", x=np.ones(2))[0].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("value", [jnp.arange(3), np.arange(3), jnp.array([True]), np.int64(3), True])
+@pytest.mark.parametrize("value", [jnp.arange(3), np.arange(3), jnp.array([True]), np.bool_(True), True])
 def test_integer_arrays_and_flags_are_refused(value):
     with pytest.raises(TypeError, match=r"f: x is of dtype .*expected a floating dtype"):
         arguments.to_arrays("f", x=value)
 
 
-@pytest.mark.parametrize("value", [[1.0, 2.0], (1.0,), None])
-def test_lists_are_refused_with_the_remedy(value):
+def test_lists_and_numpy_integers_are_numbers_that_adapt():
+    single, listed, integer = arguments.to_arrays("f", x=jnp.ones(2, jnp.float32), y=[1, 2.0], n=np.int64(3))
+    assert single.dtype == listed.dtype == integer.dtype == jnp.float32
+    assert arguments.to_arrays("f", x=[[1, 2], (3, 4j)])[0].dtype == jnp.complex128
+    assert arguments.to_arrays("f", x=[jnp.float32(1), jnp.float32(2)])[0].dtype == jnp.float32
+    np.testing.assert_array_equal(jax.jit(lambda x: arguments.to_arrays("f", x=[x, 2 * x])[0])(1.5), [1.5, 3.0])
+
+
+@pytest.mark.parametrize("value", [[1.0, [2.0]], [jnp.ones(2), jnp.ones(3)], ["a"], [None, 1.0]])
+def test_lists_that_are_no_array_are_refused(value):
+    with pytest.raises(TypeError, match=r"f: x is .*use jnp\."):
+        arguments.to_arrays("f", x=value)
+
+
+@pytest.mark.parametrize("value", [None, "one", {"a": 1.0}, object()])
+def test_what_is_no_array_is_refused_with_the_remedy(value):
     with pytest.raises(TypeError, match=r"use jnp\.asarray"):
         arguments.to_arrays("f", x=value)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_halves_are_refused_with_the_reason(dtype):
+    with pytest.raises(TypeError, match=r"f: x is of dtype b?float16, expected float32 or float64: its rounding"):
+        arguments.to_arrays("f", x=jnp.ones(2, dtype))
+
+
+def test_what_has_no_derivative_raises_in_both_modes_and_inside_transformations():
+    function = lambda x: jnp.sum(arguments.without_derivative("f", "x", {"x": x}, remedy="none")["x"])
+    x = jnp.ones(3)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(function))(jnp.ones((2, 3))), [3.0, 3.0])
+    for derivative in (jax.grad(function), jax.jit(jax.jacfwd(function)), lambda x: jax.jvp(function, (x,), (x,))):
+        with pytest.raises(TypeError, match="f: x is differentiated, expected no derivative; none"):
+            derivative(x)
 
 
 def test_shapes_numbers_counts_and_reals():

@@ -21,6 +21,8 @@ def map_blocks(function: Callable[..., Any], operands: tuple[Any, ...], *, cpu: 
       the leaves of all blocks, [size, ...]. The last block is filled up with copies of the last member.
     """
     size = jax.tree.leaves(operands)[0].shape[0]
+    if not isinstance(size, int):  # a symbolic dimension of `jax.export`: how many blocks there are is not known
+        return function(*operands)
     few = partial(_in_blocks, function, members=min(size, cpu))
     many = partial(_in_blocks, function, members=min(size, other or size))
     if size <= cpu and size <= (other or size):

@@ -25,6 +25,7 @@ from jaxnm.linalg.lanczos import (
     norm,
     random_start,
     relative_asymmetry,
+    restarted,
     ritz_pairs,
     shapes_of,
     status_of,
@@ -40,7 +41,7 @@ class ExtremeEigenvalues:
     """Eigenvalues at both ends of a spectrum, from the end inwards, with what is known about their errors."""
 
     smallest: Float[Array, "p"]
-    """Ascending; NaN where the operator has no so many distinct eigenvalues in the directions of the start."""
+    """Ascending; NaN where so many were not found, which the status says."""
     largest: Float[Array, "q"]
     """Descending."""
     smallest_error_bounds: Float[Array, "p"]
@@ -103,16 +104,19 @@ def extreme_eigenvalues(
 
     Status:
       NONFINITE_INPUT: a product is not finite (the figures are NaN). NOT_SYMMETRIC: beyond sqrt(eps). NOT_CONVERGED: a
-      bound is above the tolerance after num_steps, or fewer distinct eigenvalues exist than were asked for.
+      bound is above the tolerance after num_steps or, without reorthogonalization, fewer distinct eigenvalues exist
+      than were asked for.
 
-    A multiple eigenvalue is found once. `lower_bound` and `upper_bound` fail only where the component of the start in
-    the direction of an extreme eigenvector is tiny, which has at most the probability given. That is so in exact
-    arithmetic; for rounding 8 num_steps eps times the largest modulus is added.
+    A multiple eigenvalue is found once, as long as there are others: only where there are fewer distinct ones than were
+    asked for, it starts again with a random vector orthogonal to what it has, and finds copies. `lower_bound` and
+    `upper_bound` fail only where the component of the start in the direction of an extreme eigenvector is tiny, which
+    has at most the probability given. That is so in exact arithmetic; for rounding 8 num_steps eps times the largest
+    modulus is added.
 
     Cost: at most num_steps + p + q products, and two passes over a basis of num_steps vectors a step; convergence is
     looked at after 8 steps, then each quarter more. Differentiable in what the operator depends on, where the
-    eigenvalues are simple and converged, with reorthogonalization: the derivative is v^T (dA) v; vectors and bounds
-    have derivative 0.
+    eigenvalues are simple and converged, once: the derivative is v^T (dA) v, and the next raises TypeError, as the
+    first does without reorthogonalization. Vectors and bounds are constants for it.
     Source: Golub, Van Loan, "Matrix Computations", section 10.3; the two bounds: van Dorsselaer, Hochstenbach,
     van der Vorst, SIAM J. Matrix Anal. Appl. 22 (2000), 837-852, Lanczos polynomials.
 
@@ -148,8 +152,9 @@ def extreme_eigenvalues(
     return _extreme_eigenvalues(
         checked_operator(name, operator, like),
         random_start(key, like),
-        jnp.asarray(tolerance, dtype),
-        jnp.asarray(failure_probability, dtype),
+        key,
+        arguments.constant(tolerance, dtype),
+        arguments.constant(failure_probability, dtype),
         steps,
         num_smallest,
         num_largest,
@@ -168,10 +173,11 @@ def _selected(ritz: Ritz, num_smallest: int, num_largest: int) -> tuple[Array, A
     return index, exists, bounds
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7))
+@partial(jax.jit, static_argnums=(5, 6, 7, 8))
 def _extreme_eigenvalues(
     operator: Partial,
     start: Any,
+    key: Array,
     tolerance: Array,
     failure_probability: Array,
     num_steps: int,
@@ -179,19 +185,34 @@ def _extreme_eigenvalues(
     num_largest: int,
     reorthogonalize: bool,
 ) -> ExtremeEigenvalues:
-    frozen = frozen_operator(operator, start)
+    frozen = frozen_operator(operator)
     select = partial(_selected, num_smallest=num_smallest, num_largest=num_largest)
 
     def more(carry: tuple[State, Array]) -> tuple[State, Array]:
         state, until = carry
+        # what is left to find is orthogonal to an invariant subspace that is too small
+        state = jax.lax.cond(ended(state), lambda state: restarted(state, key), lambda state: state, state)
         return advance(frozen, state, until), jnp.maximum(until + 4, until + until // 4)
+
+    def ended(state: State) -> Array:
+        return ~state.running & (state.num_steps > 0) & jnp.all(jnp.isfinite(state.off_diagonal))
+
+    def complete(state: State, exists: Array) -> Array:
+        """Whether there are enough values; after a restart also whether they are those at the ends."""
+        before = jnp.arange(num_steps, dtype=jnp.int32) < state.num_steps - 1
+        restarts = jnp.sum(before & (state.off_diagonal == 0), dtype=jnp.int32)
+        # each invariant subspace holds the ends of what the earlier ones left
+        enough = (restarts == 0) | (~state.running & (restarts + 1 >= max(num_smallest, num_largest)))
+        return jnp.all(exists) & (enough | (state.num_steps == dimension_of(start)))
 
     def unfinished(carry: tuple[State, Array]) -> Array:
         state, _ = carry
         ritz = ritz_pairs(state)
         _, exists, bounds = select(ritz)
-        converged = jnp.all(exists & (bounds <= tolerance * _modulus(ritz)))
-        return state.running & (state.num_steps < num_steps) & ~converged
+        enough = complete(state, exists)
+        converged = enough & jnp.all(bounds <= tolerance * _modulus(ritz))
+        possible = state.running | (ended(state) & ~enough & reorthogonalize)
+        return possible & (state.num_steps < num_steps) & ~converged
 
     first = jnp.int32(min(_FIRST_CHECK, num_steps))
     state, until = more((initial_state(start, num_steps, reorthogonalize), first))
@@ -204,10 +225,14 @@ def _extreme_eigenvalues(
     values, vectors = ritz.values[index], None
     if state.basis is not None:
         vectors = jax.lax.stop_gradient(combine(state.basis, ritz.vectors[:, index]))
-        values, bounds = jax.lax.map(partial(_rayleigh, operator), (vectors, values))
+        bounds = jax.lax.map(partial(_residual_norm, frozen), (vectors, jax.lax.stop_gradient(values)))
+        values = _with_derivatives(operator, vectors, values)
+    else:
+        remedy = "pass reorthogonalize=True"
+        values, _ = arguments.without_derivative("extreme_eigenvalues", "operator", (values, operator), remedy=remedy)
     status = status_of(start, state)
     finite = status != jnp.int32(Status.NONFINITE_INPUT)
-    converged = jnp.all(exists & (bounds <= tolerance * _modulus(ritz)))
+    converged = complete(state, exists) & jnp.all(bounds <= tolerance * _modulus(ritz))
     status = jnp.where((status == jnp.int32(Status.OK)) & ~converged, jnp.int32(Status.NOT_CONVERGED), status)
     known = exists & finite
     values, bounds = arguments.nan_unless(values, known), arguments.nan_unless(bounds, known)
@@ -235,14 +260,31 @@ def _modulus(ritz: Ritz) -> Array:
     return jnp.maximum(jnp.abs(ritz.values[0]), jnp.abs(ritz.values[ritz.size - 1]))
 
 
-def _rayleigh(operator: Operator, pair: tuple[Any, Array]) -> tuple[Array, Array]:
-    """(the Ritz value, with the derivative of the Rayleigh quotient; norm of the residual)."""
+def _residual_norm(operator: Operator, pair: tuple[Any, Array]) -> Array:
     vector, value = pair
-    product = operator(vector)
-    quotient = jnp.asarray(optax.tree.vdot(vector, product))
-    residual = jax.tree.map(lambda product, vector: product - value * vector, product, vector)
-    value = value + (quotient - jax.lax.stop_gradient(quotient))
-    return value, norm(jax.lax.stop_gradient(residual))
+    return norm(jax.tree.map(lambda product, vector: product - value * vector, operator(vector), vector))
+
+
+@jax.custom_jvp
+def _with_derivatives(operator: Partial, vectors: Any, values: Array) -> Array:
+    """The values, with the derivatives of the Rayleigh quotients of fixed vectors [k, ...]."""
+    return values
+
+
+@_with_derivatives.defjvp
+def _first_derivatives(primals: tuple[Any, Any, Array], tangents: tuple[Any, Any, Array]) -> tuple[Array, Array]:
+    operator, vectors, values = primals
+    remedy = "take the second derivative of jaxnm.linalg.eigh(matrix).values"
+    # The vectors move with the operator, and how is not known. They are tied to it here, as a quotient alone is linear
+    # in the operator, so that its next derivative would be zero; outside a loop, where JAX would drop the rule.
+    tied = jax.tree.map(lambda leaf, image: leaf + 0 * image, vectors, jax.lax.map(operator, vectors))
+    vectors = arguments.without_derivative("extreme_eigenvalues", "the first derivative", tied, remedy=remedy)
+
+    def derivative(vector: Any) -> Array:
+        quotient = lambda operator: jnp.asarray(optax.tree.vdot(vector, operator(vector)))
+        return jax.jvp(quotient, (operator,), tangents[:1])[1]
+
+    return values, jax.lax.map(derivative, vectors)
 
 
 def _missed(ritz: Ritz, off_diagonal: Array, failure_probability: Array, dimension: int) -> Array:

@@ -7,6 +7,7 @@ before LAPACK sees it, and the result (and its derivative) is NaN for that membe
 The default float32 product is TF32 on recent GPUs and bfloat16 on TPUs; `matmul` and `einsum` ask for full precision.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Num
 
 from jaxnm import arguments
+from jaxnm.linalg.scaling import power_of_two, quotient
+from jaxnm.linalg.spectral_derivatives import hermitian_eigen, singular
 
 
 class SVD(NamedTuple):
@@ -83,14 +86,13 @@ def _member_finite(matrix: Array) -> Bool[Array, "..."]:
     return jnp.all(jnp.isfinite(matrix), axis=(-2, -1))
 
 
-def _prepare(function: str, matrix: ArrayLike, *, square: bool = False) -> tuple[Array, Array]:
-    """The matrix made safe for LAPACK, and which members [...] were finite."""
+def _checked(function: str, matrix: ArrayLike, *, square: bool = False) -> Array:
     (matrix,) = arguments.to_arrays(function, matrix=matrix)
     if square:
         arguments.check_square(function, "matrix", matrix)
     else:
         arguments.check_shape(function, "matrix", matrix, "[..., m, n]", lambda shape: len(shape) >= 2)
-    return _identity_if_not_finite(matrix), _member_finite(matrix)
+    return matrix
 
 
 def svd(matrix: Num[ArrayLike, "*batch m n"]) -> SVD:
@@ -102,15 +104,22 @@ def svd(matrix: Num[ArrayLike, "*batch m n"]) -> SVD:
     Returns:
       `SVD(left [..., m, k], singular_values [..., k] descending, right [..., k, n])`, k = min(m, n).
 
-    Cost: O(m n k) a member. Differentiable where the singular values are distinct and, for the vectors, positive;
-    the values alone also where they repeat.
+    Cost: O(m n k) a member. Entries may be of any size. Differentiable where the singular values are distinct and, for
+    the vectors, positive. The values alone also where they repeat, and smooth symmetric functions of them twice: there
+    the second derivative is that of a matrix within k sqrt(eps) |matrix|, so right to about half the digits.
 
     Example:
       >>> svd(jnp.diag(jnp.array([jnp.inf, 1.0, 1.0]))).singular_values
       Array([nan, nan, nan], dtype=float32)
     """
-    safe, good = _prepare("svd", matrix)
-    left, values, right = jnp.linalg.svd(safe, full_matrices=False)
+    return _svd(_checked("svd", matrix))
+
+
+@jax.jit
+def _svd(matrix: Array) -> SVD:
+    good = _member_finite(matrix)
+    left, values, right = singular(_identity_if_not_finite(matrix))
+    right = right.conj().swapaxes(-1, -2)
     return SVD(
         arguments.nan_unless(left, good, 2), arguments.nan_unless(values, good, 1), arguments.nan_unless(right, good, 2)
     )
@@ -132,8 +141,13 @@ def qr(matrix: Num[ArrayLike, "*batch m n"]) -> QR:
       >>> bool(jnp.all(jnp.abs(q @ r - jnp.eye(2)) < 1e-6))
       True
     """
-    safe, good = _prepare("qr", matrix)
-    orthogonal, triangular = jnp.linalg.qr(safe)
+    return _qr(_checked("qr", matrix))
+
+
+@jax.jit
+def _qr(matrix: Array) -> QR:
+    good = _member_finite(matrix)
+    orthogonal, triangular = jnp.linalg.qr(_identity_if_not_finite(matrix))
     return QR(arguments.nan_unless(orthogonal, good, 2), arguments.nan_unless(triangular, good, 2))
 
 
@@ -146,15 +160,23 @@ def eigh(matrix: Num[ArrayLike, "*batch n n"]) -> Eigh:
     Returns:
       `Eigh(values [..., n] real ascending, vectors [..., n, n])`.
 
-    Cost: O(n^3) a member. Values are differentiable everywhere that they are simple or smooth; vectors where the
-    values are distinct.
+    Cost: O(n^3) a member. Entries may be of any size. Differentiable where the values are distinct; the values alone
+    also where they repeat, and smooth symmetric functions of them twice: there the second derivative is that of a
+    matrix within n sqrt(eps) |matrix|, so right to about half the digits.
 
     Example:
       >>> eigh(jnp.diag(jnp.array([3.0, 1.0]))).values
       Array([1., 3.], dtype=float32)
     """
-    safe, good = _prepare("eigh", matrix, square=True)
-    values, vectors = jnp.linalg.eigh(safe, symmetrize_input=True)
+    return _eigh(_checked("eigh", matrix, square=True))
+
+
+@jax.jit
+def _eigh(matrix: Array) -> Eigh:
+    good = _member_finite(matrix)
+    safe = _identity_if_not_finite(matrix)
+    # halves first: the sum may overflow
+    values, vectors = hermitian_eigen(safe / 2 + safe.conj().swapaxes(-1, -2) / 2)
     return Eigh(arguments.nan_unless(values, good, 1), arguments.nan_unless(vectors, good, 2))
 
 
@@ -173,8 +195,13 @@ def cholesky(matrix: Num[ArrayLike, "*batch n n"]) -> Inexact[Array, "*batch n n
       >>> float(cholesky(jnp.array([[4.0]]))[0, 0])
       2.0
     """
-    safe, good = _prepare("cholesky", matrix, square=True)
-    factor = jnp.linalg.cholesky(safe, symmetrize_input=True)
+    return _cholesky(_checked("cholesky", matrix, square=True))
+
+
+@jax.jit
+def _cholesky(matrix: Array) -> Array:
+    good = _member_finite(matrix)
+    factor = jnp.linalg.cholesky(_identity_if_not_finite(matrix), symmetrize_input=True)
     return arguments.nan_unless(factor, good & _member_finite(factor), 2)
 
 
@@ -204,11 +231,16 @@ def solve(matrix: Num[ArrayLike, "*#batch n n"], right: Num[ArrayLike, "*#batch 
         f"[..., {matrix.shape[-1]}, k]",
         lambda shape: len(shape) >= 2 and shape[-2] == matrix.shape[-1],
     )
+    return _solve(matrix, right)
+
+
+@jax.jit
+def _solve(matrix: Array, right: Array) -> Array:
     batch = jnp.broadcast_shapes(matrix.shape[:-2], right.shape[:-2])
     matrix = jnp.broadcast_to(matrix, batch + matrix.shape[-2:])
     right = jnp.broadcast_to(right, batch + right.shape[-2:])
-    safe, good = _prepare("solve", matrix)
-    x = jnp.linalg.solve(safe, right)
+    good = _member_finite(matrix)
+    x = jnp.linalg.solve(_identity_if_not_finite(matrix), right)
     return arguments.nan_unless(x, good & _member_finite(x), 2)
 
 
@@ -231,13 +263,24 @@ def safe_norm(x: Num[ArrayLike, "..."], axis: int | None = None) -> Inexact[Arra
     (x,) = arguments.to_arrays("safe_norm", x=x)
     if x.size == 0:
         return jnp.sum(jnp.abs(x), axis=axis)
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
-    zero = largest == 0
-    usable = jnp.isfinite(largest) & ~zero
-    scale = jnp.where(usable, largest, jnp.ones_like(largest))
-    squares = jnp.sum((x.real / scale) ** 2 + (x.imag / scale) ** 2, axis=axis, keepdims=True)
-    # where zero, sqrt is taken of 1 and the value put back by a factor that is 0: no infinite slope enters
-    norm = (
-        scale * jnp.sqrt(jnp.where(zero, jnp.ones_like(squares), squares)) * jnp.where(zero, 0, 1).astype(scale.dtype)
-    )
+    norm = _norm(x, axis)
     return jnp.squeeze(norm) if axis is None else jnp.squeeze(norm, axis=axis)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(jax.jit, static_argnums=1)
+def _norm(x: Array, axis: int | None) -> Array:
+    """With the axis kept."""
+    scale = power_of_two(jnp.max(jnp.maximum(jnp.abs(x.real), jnp.abs(x.imag)), axis=axis, keepdims=True))
+    return scale * jnp.sqrt(jnp.sum((x.real / scale) ** 2 + (x.imag / scale) ** 2, axis=axis, keepdims=True))
+
+
+@_norm.defjvp
+def _norm_jvp(axis: int | None, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    norm = _norm(x, axis)
+    zero = norm == 0
+    divisor = jnp.where(zero, jnp.ones_like(norm), norm)
+    # the unit vector keeps all orders of derivatives in the units of x
+    real, imag = (jnp.where(zero, jnp.zeros_like(part), quotient(part, divisor)) for part in (x.real, x.imag))
+    return norm, jnp.sum(real * tangent.real + imag * tangent.imag, axis=axis, keepdims=True)

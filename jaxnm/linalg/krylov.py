@@ -15,7 +15,16 @@ from jaxtyping import Array, ArrayLike, Float, Int32
 
 from jaxnm import arguments
 from jaxnm.linalg.implicit import solve_implicitly
-from jaxnm.linalg.lanczos import Operator, checked_operator, dimension_of, divide, frozen_operator, norm, shapes_of
+from jaxnm.linalg.lanczos import (
+    Operator,
+    checked_operator,
+    dimension_of,
+    divide,
+    frozen_operator,
+    norm,
+    shapes_of,
+)
+from jaxnm.linalg.scaling import power_of_two
 from jaxnm.status import Status, first_failing
 from jaxnm.trees import all_finite, check_same_structure
 
@@ -55,11 +64,11 @@ def minres(
         over tracers. A lineax operator is used by its `mv`.
       right: pytree of float32 arrays, or of float64 arrays; d numbers in all.
       preconditioner: product with an approximation to the inverse of |A|, symmetric positive definite.
-      initial: where to start, like `right`; zero by default.
+      initial: where to start, like `right`; zero by default. It changes how many steps are taken, not what is reached.
       null_space: list of vectors like `right` that span the null space of A, where it has one. `right` is then
         projected onto the range of A, and x is the solution that is orthogonal to the null space.
-      rtol: stop when the residual, by recurrence and in the norm of the preconditioner, is this share of that at the
-        start; in [0, 1), default 1e-10 in float64 and 1e-5 in float32. Below eps it counts as eps.
+      rtol: stop when the residual, by recurrence and in the norm of the preconditioner, is this share of `right` in
+        that norm; in [0, 1), default 1e-10 in float64 and 1e-5 in float32. Below eps it counts as eps.
       max_steps: the most steps, default min(10 d, 10,000).
 
     Returns:
@@ -73,8 +82,10 @@ def minres(
       NONFINITE_INPUT: an argument, or the product with `right`, is not finite. OUT_OF_RANGE: the preconditioner is not
       positive definite, or a traced rtol is out of its range. NONFINITE_RESULT: a later product is not finite (x is NaN
       in this and the first). NOT_SYMMETRIC: x^T (A right) and right^T (A x) differ beyond sqrt(eps). NOT_CONVERGED:
-      more steps are needed. INACCURATE: the iteration ended, and `right - A x` is above ten times rtol and sqrt(eps),
-      as where A is singular and `right` is not in its range, or in a system too ill-conditioned for the dtype.
+      more steps are needed. INACCURATE: the iteration ended, and `right - A x` is above ten times rtol, and above what
+      rounding leaves (100 eps |A| |x|) or above sqrt(eps), as where A is singular and `right` is not in its range, or
+      in a system too ill-conditioned for the dtype. So OK says: the residual of x, computed from x, is at most ten
+      times what was asked, or at most sqrt(eps) where rounding allows no less.
 
     Cost: a product a step and two or three besides, memory of eight vectors. Differentiable to every order in `right`,
     in what the operator depends on and in `null_space`, by one more system with the same operator and not through the
@@ -134,7 +145,7 @@ def _product(operator: lineax.AbstractLinearOperator, vector: Any) -> Any:
     return operator.mv(vector)
 
 
-def _as_function(operator: Any) -> Operator:
+def _as_function(operator: Any) -> Any:
     if not isinstance(operator, lineax.AbstractLinearOperator):
         return operator
     # those made of a function carry a program among their leaves, which is no traced argument
@@ -171,13 +182,12 @@ def _checked(
         max_steps = min(10 * dimension_of(like), 10_000)
     if not isinstance(max_steps, jax.Array):
         arguments.check_count(name, "max_steps", max_steps)
-    operators = [
-        None if function is None else checked_operator(name, _as_function(function), like)
-        for function in (operator, preconditioner)
-    ]
+    operator = checked_operator(name, _as_function(operator), like)
+    if preconditioner is not None:
+        preconditioner = checked_operator(name, _as_function(preconditioner), like, argument="preconditioner")
     right, initial, null_space = jax.tree.map(jnp.asarray, (right, initial, list(null_space or [])))
-    steps = jnp.asarray(max_steps, jnp.int32)
-    return _solve(name, *operators, right, initial, null_space, jnp.asarray(rtol, dtype), steps)
+    rtol, max_steps = arguments.constant(rtol, dtype), arguments.constant(max_steps, jnp.int32)
+    return _solve(name, operator, preconditioner, right, initial, null_space, rtol, max_steps)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -192,46 +202,41 @@ def _solve(
     max_steps: Array,
 ) -> KrylovSolution:
     eps, detached = jnp.finfo(rtol.dtype).eps, jax.lax.stop_gradient
-    frozen = frozen_operator(operator, right)
-    precondition = (lambda vector: vector) if preconditioner is None else frozen_operator(preconditioner, right)
+    frozen = frozen_operator(operator)
+    precondition = (lambda vector: vector) if preconditioner is None else frozen_operator(preconditioner)
     finite = all_finite((right, initial, null_space))
     project = partial(_without, _orthonormal(null_space))
     right = project(right)
-    length = norm(detached(right))
-    image = frozen(detached(right))
+    unit = divide(detached(right), power_of_two(norm(detached(right))))
+    image = frozen(unit)
     finite &= all_finite(image)
-    size_of_operator = norm(image) / jnp.where(length > 0, length, 1)
-    size_of_operator = jnp.where((size_of_operator > 0) & jnp.isfinite(size_of_operator), size_of_operator, 1)
+    size_of_operator = power_of_two(norm(image))
     system = operator
     if null_space:
         # not singular, and of the size of A in the null space: then the derivative stays orthogonal to it as well
         system = partial(_shifted, operator, project, size_of_operator)
-        precondition = partial(_shifted, precondition, project, jnp.ones_like(length))
-    start = right
-    if initial is not None:
-        initial = project(detached(initial))
-        start = optax.tree.sub(right, system(initial))
-
+        precondition = partial(_shifted, precondition, project, jnp.ones_like(rtol))
+    start = None if initial is None else project(detached(initial))
     loop = minres_loop if name == "minres" else conjugate_gradient_loop
 
-    def solve(b: Any) -> tuple[Any, Array]:
-        x, figures = _refined(loop, system, precondition, size_of_operator, b, jnp.maximum(rtol, eps), max_steps)
-        return x, jnp.stack(figures).astype(rtol.dtype)
+    def solve(b: Any, first: Array) -> tuple[Any, Array]:
+        begin = None if start is None else optax.tree.scale(first, start)
+        state = _refined(loop, system, precondition, size_of_operator, b, begin, jnp.maximum(rtol, eps), max_steps)
+        # a solution says in its status that it is not accurate; a derivative has none
+        x = jax.tree.map(lambda leaf: arguments.nan_unless(leaf, (first > 0) | state.accurate, leaf.ndim), state.x)
+        figures = state.num_steps, state.code, state.accurate
+        return x, jnp.stack([figure.astype(rtol.dtype) for figure in figures])
 
-    x, figures = solve_implicitly(system, start, solve, figures=jnp.zeros(2, rtol.dtype), symmetric=True)
-    num_steps, code = figures.astype(jnp.int32)
-    x = project(x if initial is None else optax.tree.add(initial, x))
+    figures = jnp.zeros(3, rtol.dtype)
+    x, figures = solve_implicitly(system, right, solve, figures=figures, symmetric=True, marked=True)
+    num_steps, code, accurate = figures.astype(jnp.int32)
+    x = project(x)
 
-    # what came out, by products with the solution; all relative to |right|, so that squares do not overflow
-    unit = lambda tree: divide(tree, jnp.where(length > 0, length, 1))
-    residual, found = detached(optax.tree.sub(detached(right), frozen(detached(x)))), detached(x)
-    size = lambda tree: jnp.abs(optax.tree.vdot(unit(tree), precondition(unit(tree))))
-    reference = jnp.maximum(size(detached(right)), size(detached(start)))
-    accurate = size(residual) <= jnp.maximum(10 * rtol, math.sqrt(eps)) ** 2 * reference
-    reach = norm(found)
-    found = divide(found, jnp.where(reach > 0, reach, 1))
-    image, product = unit(image), divide(optax.tree.sub(detached(right), residual), jnp.where(reach > 0, reach, 1))
-    asymmetry = jnp.subtract(optax.tree.vdot(found, image), optax.tree.vdot(unit(detached(right)), product))
+    # what came out, by products with the solution
+    residual = detached(optax.tree.sub(detached(right), frozen(detached(x))))
+    found = divide(detached(x), power_of_two(norm(detached(x))))
+    product = frozen(found)
+    asymmetry = jnp.subtract(optax.tree.vdot(found, image), optax.tree.vdot(unit, product))
     asymmetric = jnp.abs(asymmetry) > math.sqrt(eps) * (norm(image) + norm(product))
     status = first_failing(
         (~finite, Status.NONFINITE_INPUT),
@@ -239,7 +244,7 @@ def _solve(
         ((code == Status.NONFINITE_RESULT) | ~all_finite(x), Status.NONFINITE_RESULT),
         (asymmetric, Status.NOT_SYMMETRIC),
         (code == Status.NOT_CONVERGED, Status.NOT_CONVERGED),
-        (~accurate, Status.INACCURATE),
+        (accurate == 0, Status.INACCURATE),
     )
     usable = (status != jnp.int32(Status.NONFINITE_INPUT)) & (status != jnp.int32(Status.NONFINITE_RESULT))
     x = jax.tree.map(lambda leaf: arguments.nan_unless(leaf, usable, leaf.ndim), x)
@@ -283,6 +288,8 @@ class _Pass(NamedTuple):
     num_steps: Array
     code: Array
     more: Array
+    accurate: Array
+    """Whether the residual, computed from x, is what was asked for or what rounding leaves."""
 
 
 def _refined(
@@ -291,38 +298,57 @@ def _refined(
     precondition: Operator,
     size_of_operator: Array,
     right: Any,
+    begin: Any,
     rtol: Array,
     max_steps: Array,
-) -> tuple[Any, tuple[Array, Array]]:
-    """(x, (num_steps, code)): the loop, again from the true residual while rounding keeps that above the tolerance.
+) -> _Pass:
+    """The loop, again from the true residual while rounding keeps that above the tolerance.
 
-    The recurrence of MINRES loses up to the square of the condition. Right-hand side and operator are scaled to size 1.
+    That is a share of `right`, wherever the loop begins. The recurrence of MINRES loses up to the square of the
+    condition, and a start far off leaves rounding errors of its own size.
+    Right-hand side and operator are scaled to size 1.
     """
     length = norm(right)
-    right = divide(right, jnp.where((length > 0) & jnp.isfinite(length), length, 1))
+    unit = power_of_two(length)
+    right = divide(right, unit)
     scaled = lambda vector: divide(operator(vector), size_of_operator)
     size = lambda vector: jnp.sqrt(jnp.abs(optax.tree.vdot(vector, precondition(vector))))
-    first = size(right)
+    first, eps = size(right), jnp.finfo(rtol.dtype).eps
+    choose = lambda condition, yes, no: jax.tree.map(lambda yes, no: jnp.where(condition, yes, no), yes, no)
+
+    def accurate(x: Any, image: Any, residual: Any, reached: Array) -> Array:
+        rounding = 100 * eps * (jnp.maximum(norm(x), norm(image)) + norm(right))
+        as_asked = reached <= 10 * rtol * first
+        return as_asked | ((norm(residual) <= rounding) & (reached <= math.sqrt(eps) * first))
 
     def again(state: _Pass) -> _Pass:
         share = rtol * first / jnp.where(state.size > 0, state.size, 1)
         step, num_steps, code = loop(scaled, precondition, state.residual, share, max_steps - state.num_steps)
         x = optax.tree.add(state.x, step)
-        residual = optax.tree.sub(right, scaled(x))
+        image = scaled(x)
+        residual = optax.tree.sub(right, image)
         reached, num_steps = size(residual), state.num_steps + num_steps
         better = (state.num_steps == 0) | (reached < state.size)
-        keep = lambda new, old: jax.tree.map(lambda new, old: jnp.where(better, new, old), new, old)
         ended = (code == Status.OK) | (code == Status.INACCURATE)
         more = ended & (reached > 10 * rtol * first) & (reached < state.size / 2) & (num_steps < max_steps)
-        return _Pass(
-            keep(x, state.x), keep(residual, state.residual), keep(reached, state.size), num_steps,
-            keep(code, state.code), more,
-        )  # fmt: skip
+        new = _Pass(x, residual, reached, num_steps, code, more, accurate(x, image, residual, reached))
+        return choose(better, new, state)._replace(num_steps=num_steps, more=more)
 
-    state = _Pass(optax.tree.zeros_like(right), right, first, jnp.int32(0), jnp.int32(0), jnp.array(True))
+    x, residual = optax.tree.zeros_like(right), right
+    if begin is not None:
+        begin = optax.tree.scale(size_of_operator, divide(begin, unit))
+        image = scaled(begin)
+        from_begin = optax.tree.sub(right, image)
+        # from farther away zero is nearer, and squares may overflow; False for NaN
+        usable = (length > 0) & (norm(from_begin) < 1 / eps**2)
+        x, residual = choose(usable, (begin, from_begin), (x, residual))
+    reached = size(residual)
+    nothing = (length == 0) | ((reached <= rtol * first) & (first > 0))
+    state = _Pass(x, residual, reached, jnp.int32(0), jnp.int32(0), ~nothing, nothing)
     state = jax.lax.while_loop(lambda state: state.more, again, state)
     # a length that is not finite makes NaN: of a failed member also in the derivative
-    return optax.tree.scale(length / size_of_operator, state.x), (state.num_steps, state.code)
+    size_of_x = jnp.where(jnp.isfinite(length), unit, length)
+    return state._replace(x=optax.tree.scale(size_of_x, divide(state.x, size_of_operator)))
 
 
 def _code(num_steps: Array, max_steps: Array, converged: Array, *failures: tuple[Array, Status]) -> Array:

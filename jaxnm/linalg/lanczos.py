@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int32
 
 from jaxnm import arguments
 from jaxnm.linalg.factorizations import eigh, einsum
+from jaxnm.linalg.scaling import power_of_two
 from jaxnm.status import Status, first_failing
 from jaxnm.trees import all_finite, check_same_structure
 
@@ -112,21 +113,21 @@ def dimension_of(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def checked_operator(function: str, operator: Operator, like: Any) -> Partial:
-    """The operator as a pytree, after a look at what it returns."""
-    product = jax.eval_shape(operator, like)
+def checked_operator(function: str, operator: Operator, like: Any, *, argument: str = "operator") -> Partial:
+    """The operator as a pytree that holds the tracers it closes over, after a look at what it returns."""
+    checked, product = arguments.hoist_tracers(function, argument, operator, like)
     check_same_structure(function, vector=like, product=product)
     for before, after in zip(jax.tree.leaves(like), jax.tree.leaves(product), strict=True):
         if before.dtype != after.dtype:
             arguments.refuse(
                 function,
-                "the product of operator",
+                f"the product of {argument}",
                 f"of dtype {after.dtype}",
                 f"{before.dtype}, that of the vector",
                 "cast inside the operator",
                 error=TypeError,
             )
-    return operator if isinstance(operator, Partial) else Partial(operator)
+    return checked
 
 
 def random_start(key: Any, like: Any) -> Any:
@@ -141,8 +142,7 @@ def divide(tree: Any, number: Array) -> Any:
 
 def norm(tree: Any) -> Array:
     """2-norm; squares do not under- or overflow."""
-    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(tree)]).max()
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    scale = power_of_two(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(tree)]).max())
     return scale * optax.tree.norm(divide(tree, scale))
 
 
@@ -280,11 +280,25 @@ def advance(operator: Operator, state: State, until: Array) -> State:
     return jax.lax.while_loop(lambda state: state.running & (state.num_steps < until), partial(_step, operator), state)
 
 
-def frozen_operator(operator: Operator, like: Any) -> Operator:
-    """The operator without derivatives: loops over it are then not differentiated."""
-    pure, constants = jax.closure_convert(operator, like)
-    constants = [jax.lax.stop_gradient(constant) for constant in constants]
-    return lambda vector: pure(vector, *constants)
+def restarted(state: State, key: Any) -> State:
+    """After an invariant subspace: a random direction orthogonal to it, not coupled to what was found; with a basis."""
+    if state.basis is None:
+        return state
+    last = state.num_steps - 1
+    vector = random_start(jax.random.fold_in(key, state.num_steps), state.vector)
+    for _ in range(2):
+        vector, _ = _orthogonalize(state.basis, divide(vector, norm(vector)), last)
+    return state._replace(
+        off_diagonal=state.off_diagonal.at[last].set(0),
+        before=optax.tree.zeros_like(vector),
+        vector=divide(vector, norm(vector)),
+        running=jnp.array(True),
+    )
+
+
+def frozen_operator(operator: Partial) -> Operator:
+    """The operator of `checked_operator` without derivatives: loops over it are then not differentiated."""
+    return jax.lax.stop_gradient(operator)
 
 
 def relative_asymmetry(state: State) -> Array:
@@ -306,9 +320,10 @@ def status_of(start: Any, state: State) -> Array:
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _lanczos(operator: Partial, start: Any, num_steps: int, reorthogonalize: bool) -> Tridiagonalization:
-    start = jax.lax.stop_gradient(start)
+    remedy = "differentiate extreme_eigenvalues, or apply jax.lax.stop_gradient to what it depends on"
+    operator, start = arguments.without_derivative("lanczos", "an argument", (operator, start), remedy=remedy)
     state = initial_state(start, num_steps, reorthogonalize)
-    state = advance(frozen_operator(operator, start), state, jnp.int32(num_steps))
+    state = advance(operator, state, jnp.int32(num_steps))
     status = status_of(start, state)
     usable = (status != jnp.int32(Status.NONFINITE_INPUT)) & (status != jnp.int32(Status.OUT_OF_RANGE))
     basis = state.basis

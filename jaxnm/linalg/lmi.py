@@ -2,7 +2,8 @@
 
 Given symmetric matrices F_i in several blocks, and scalars, find v such that every block of sum_i v_i F_i is positive
 definite and every scalar positive, by as large a margin as there is. Members of a batch lie along the last, contiguous
-axis, so that the work on many tiny matrices is arithmetic on long vectors; nothing here calls LAPACK.
+axis, so that the work on many tiny matrices is arithmetic on long vectors; nothing here calls LAPACK. Blocks of one
+size can go side by side in a group, [m, n, n, G, N] for G blocks and N members, so that one program serves them all.
 """
 
 import math
@@ -21,7 +22,6 @@ from jaxnm.status import Status, first_failing
 
 _BISECTIONS = 10  # of a step length
 _TO_BOUNDARY = 0.95
-_LARGEST_UNROLLED = 5
 _CPU_BYTES = 100_000  # of constraint matrices that are worked on side by side
 _BYTES = 100_000_000  # on other devices
 
@@ -56,7 +56,7 @@ class Point(NamedTuple):
     bound: Array
     """[N], the dual objective."""
     duals: tuple[Array, ...]
-    """[n, n, N]"""
+    """[n, n, G, N] for each group."""
     scalar_duals: Array
     """[p, N]"""
     infeasibility: Array
@@ -89,7 +89,8 @@ def maximize_margin(
       `MarginSolution(v [..., m], margin [...], upper_bound [...], duals, scalar_duals [..., p], num_steps, status)`.
 
     Raises:
-      TypeError: integer or complex dtypes. ValueError: no block and no scalar, or shapes that do not fit.
+      TypeError: integer or complex dtypes, or a derivative. ValueError: no block and no scalar, or shapes that do not
+      fit.
 
     Status:
       NONFINITE_INPUT: NaN. OUT_OF_RANGE: all traces are zero, so no matrix of the family is positive definite (NaN).
@@ -97,7 +98,7 @@ def maximize_margin(
       lower bound all the same.
 
     Cost: about 12 steps, each sum_b (2 m n_b^3 + m^2 n_b^2) + m^3 / 3 multiplications a member; the slowest member of a
-    chunk sets the number. Differentiable nowhere (`margin` and `v` have derivative 0): by the envelope theorem the
+    chunk sets the number. Not differentiable (TypeError). By the envelope theorem the
     derivative of the margin is sum_b <duals_b, d(sum_i v_i F_i)> + <scalar_duals, d(...)> less margin d(normalization).
     Source: Helmberg, Rendl, Vanderbei, Wolkowicz, SIAM J. Optim. 6 (1996), 342-361 (the direction); Mehrotra's
     predictor and corrector.
@@ -140,7 +141,10 @@ def maximize_margin(
     members = lambda array, rank: jnp.broadcast_to(array, batch + array.shape[-rank:]).reshape(-1, *array.shape[-rank:])
     flat_blocks = tuple(members(array, 3) for array in arrays[:num_blocks])
     flat_scalars = members(arrays[-1], 2) if scalars is not None else jnp.zeros((math.prod(batch), m, 0), dtype)
-    solution = _solve(*jax.lax.stop_gradient((flat_blocks, flat_scalars)), jnp.asarray(tolerance, dtype), max_steps)
+    flat_blocks, flat_scalars = arguments.without_derivative(
+        name, "an inequality", (flat_blocks, flat_scalars), remedy="use the duals: see Differentiable in its docstring"
+    )
+    solution = _solve(flat_blocks, flat_scalars, jnp.asarray(tolerance, dtype), max_steps)
     return jax.tree.map(lambda leaf: leaf.reshape(batch + leaf.shape[1:]), solution)
 
 
@@ -161,7 +165,15 @@ def _chunk(blocks: tuple[Array, ...], scalars: Array, tolerance: Array, max_step
     last = lambda array: jnp.moveaxis(
         jnp.where(jnp.expand_dims(finite, tuple(range(1, array.ndim))), array, jnp.zeros_like(array)), 0, -1
     )
-    blocks, scalars = tuple((last(block) + last(block).swapaxes(1, 2)) / 2 for block in blocks), last(scalars)
+    symmetric = lambda block: (block + block.swapaxes(1, 2)) / 2
+    blocks, scalars = tuple(symmetric(last(block))[:, :, :, None] for block in blocks), last(scalars)
+    # a power of two that brings the largest entry to about one: v in other units is another answer to the same question
+    largest = jnp.max(jnp.abs(scalars), (0, 1), initial=0)
+    for block in blocks:
+        largest = jnp.maximum(largest, jnp.max(jnp.abs(block), (0, 1, 2, 3)))
+    exponent = jnp.where(largest > 0, jnp.frexp(largest)[1], 0)
+    scaled = lambda array: jnp.ldexp(array, spread(-exponent, array))
+    blocks, scalars = tuple(map(scaled, blocks)), scaled(scalars)
     traces = trace_of(blocks, scalars)
     possible = jnp.sum(traces**2, 0) > 0
     rows = sum(block.shape[1] for block in blocks) + scalars.shape[1]
@@ -176,10 +188,10 @@ def _chunk(blocks: tuple[Array, ...], scalars: Array, tolerance: Array, max_step
     usable = finite & possible
     first = lambda array: arguments.nan_unless(jnp.moveaxis(array, -1, 0), usable, array.ndim - 1)
     return MarginSolution(
-        v=first(point.v),
+        v=first(scaled(point.v)),
         margin=first(point.margin),
         upper_bound=first(point.bound),
-        duals=tuple(first(dual) for dual in point.duals),
+        duals=tuple(first(dual[:, :, 0]) for dual in point.duals),
         scalar_duals=first(point.scalar_duals),
         num_steps=point.num_steps,
         status=status,
@@ -193,28 +205,32 @@ def trace_of(blocks: tuple[Array, ...], scalars: Array) -> Array:
     """[m, N]: the sum of the traces of all blocks and of the scalars, for each variable."""
     traces = jnp.sum(scalars, 1)
     for block in blocks:
-        traces = traces + sum(block[:, i, i] for i in range(block.shape[1]))
+        traces = traces + jnp.sum(_sum([block[:, i, i] for i in range(block.shape[1])]), 1)
     return traces
 
 
-def start_of(blocks: tuple[Array, ...], scalars: Array) -> Point:
-    """Strictly feasible on the primal side, multiples of the identity on the dual side."""
+def start_of(blocks: tuple[Array, ...], scalars: Array, v: Array | None = None) -> Point:
+    """Strictly feasible on the primal side, at v if its traces are positive; multiples of the identity on the dual."""
     size, dtype = scalars.shape[-1], scalars.dtype
     traces = trace_of(blocks, scalars)
     squared = jnp.sum(traces**2, 0)
-    v = traces / jnp.where(squared > 0, squared, 1)[None]
+    by_traces = traces / jnp.where(squared > 0, squared, 1)[None]
+    if v is None:
+        v = by_traces
+    else:
+        total = jnp.sum(traces * v, 0)
+        v = jnp.where(total > 0, v / jnp.where(total > 0, total, 1)[None], by_traces)
     matrices, numbers = combine(blocks, scalars, v)
     # by the norm: no eigenvalue is below
     lowest = jnp.min(numbers, 0, initial=0)
     for matrix in matrices:
-        lowest = jnp.minimum(lowest, -jnp.sqrt(jnp.sum(matrix**2, (0, 1))))
-    rows = sum(block.shape[1] for block in blocks) + scalars.shape[1]
-    share = jnp.asarray(1 / rows, dtype)
+        lowest = jnp.minimum(lowest, -jnp.sqrt(jnp.sum(matrix**2, (0, 1, 2))))
+    share = jnp.asarray(1 / _num_rows(blocks, scalars), dtype)
     return Point(
         v=v,
         margin=2 * lowest - share,
         bound=jnp.full(size, share),
-        duals=tuple(share * _identity(block.shape[1], size, dtype) for block in blocks),
+        duals=tuple(share * _identity(block) for block in blocks),
         scalar_duals=jnp.full((scalars.shape[1], size), share),
         infeasibility=jnp.ones(size, dtype),
         num_steps=jnp.zeros(size, jnp.int32),
@@ -223,12 +239,16 @@ def start_of(blocks: tuple[Array, ...], scalars: Array) -> Point:
 
 
 def combine(blocks: tuple[Array, ...], scalars: Array, v: Array) -> tuple[tuple[Array, ...], Array]:
-    """sum_i v_i F_i in every block [n, n, N] and scalar [p, N]."""
+    """sum_i v_i F_i in every block [n, n, G, N] and scalar [p, N]."""
     m = v.shape[0]
     return (
-        tuple(_sum([v[i, None, None] * block[i] for i in range(m)]) for block in blocks),
+        tuple(_sum([v[i, None, None, None] * block[i] for i in range(m)]) for block in blocks),
         _sum([v[i, None] * scalars[i] for i in range(m)]),
     )
+
+
+def _num_rows(blocks: tuple[Array, ...], scalars: Array) -> int:
+    return sum(block.shape[1] * block.shape[3] for block in blocks) + scalars.shape[1]
 
 
 def solve(
@@ -238,7 +258,7 @@ def solve(
     size, dtype = scalars.shape[-1], scalars.dtype
     # the margin is one more variable, with the matrix -I
     with_margin = lambda array, minus: jnp.concatenate([array, minus[None]], 0)
-    extended = tuple(with_margin(block, -_identity(block.shape[1], size, dtype)) for block in blocks)
+    extended = tuple(with_margin(block, -_identity(block)) for block in blocks)
     extended_scalars = with_margin(scalars, -jnp.ones(scalars.shape[1:], dtype))
     traces = jnp.concatenate([trace_of(blocks, scalars), jnp.zeros((1, size), dtype)], 0)
 
@@ -248,7 +268,7 @@ def solve(
         crossed = (new.infeasibility < 1e-6) & (new.bound < new.margin - jnp.abs(point.bound - point.margin))
         stuck = ~jnp.isfinite(new.margin) | ~jnp.isfinite(new.bound) | crossed
         keep = point.done | stuck
-        new = jax.tree.map(lambda old, new: jnp.where(_spread(keep, old), old, new), point, new)
+        new = jax.tree.map(lambda old, new: jnp.where(spread(keep, old), old, new), point, new)
         return new._replace(
             num_steps=point.num_steps + (~point.done).astype(jnp.int32),
             done=keep | finished(new) | (new.num_steps >= max_steps),
@@ -258,21 +278,40 @@ def solve(
     return jax.lax.while_loop(lambda point: ~jnp.all(point.done), step, start)
 
 
+class _Direction(NamedTuple):
+    """A step, and what the next one corrects by."""
+
+    step: Array
+    bound: Array
+    dual_steps: tuple[Array, ...]
+    scalar_steps: Array
+    lengths: tuple[Array, Array]
+    """How far the primal and the dual step can go."""
+    target: Array
+    """What all products of eigenvalues are to become."""
+    second: tuple[Array, ...]
+    """The product of the changes, which the linear equations leave out."""
+    second_scalars: Array
+
+
 def _newton_step(blocks: tuple[Array, ...], scalars: Array, traces: Array, point: Point) -> Point:
-    """One predictor and corrector along the direction of Helmberg, Rendl, Vanderbei and Wolkowicz."""
+    """One predictor and corrector along the direction of Helmberg, Rendl, Vanderbei and Wolkowicz.
+
+    Both come from one loop body: the predictor is the corrector with nothing to correct yet. That halves the program.
+    """
     once = jax.lax.optimization_barrier
     x = jnp.concatenate([point.v, point.margin[None]], 0)
     slacks, numbers = once(combine(blocks, scalars, x))
     inverses = once(tuple(_inverse(slack) for slack in slacks))
     duals, scalar_duals = point.duals, point.scalar_duals
-    rows = sum(slack.shape[0] for slack in slacks) + numbers.shape[0]
+    rows = _num_rows(blocks, scalars)
 
     ratios = scalar_duals / numbers
     weighted = scalars * ratios[None]
     matrix = jnp.sum(scalars[:, None] * weighted[None], 2)
     gradient = jnp.sum(scalars / numbers[None], 1)
     for block, dual, inverse in zip(blocks, duals, inverses, strict=True):
-        image = once(_sandwich(dual, block, inverse))
+        image = once(sandwich(dual, block, inverse))
         matrix = matrix + _pairings(block, image)
         gradient = gradient + _inner(block, inverse)
     # steps are orthogonal to the traces, so this changes none; without it I among the F_i makes the matrix singular
@@ -280,62 +319,73 @@ def _newton_step(blocks: tuple[Array, ...], scalars: Array, traces: Array, point
     matrix = matrix + (largest / jnp.sum(traces**2, 0))[None, None] * traces[:, None] * traces[None]
     factor = once(_cholesky(matrix))
     unit = jnp.zeros_like(x).at[-1].set(1)
-    by_traces = _solve_factored(factor, traces)
-    denominator = jnp.sum(traces * by_traces, 0)
-
-    def direction(right: Array) -> tuple[Array, Array, tuple[Array, ...], Array]:
-        solution = _solve_factored(factor, right)
-        bound = jnp.sum(traces * solution, 0) / denominator
-        step = solution - bound[None] * by_traces
-        changes, number_changes = combine(blocks, scalars, step)
-        return step, bound, changes, number_changes
-
-    def dual_changes(target: Array, changes: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
-        result = []
-        for dual, inverse, change, extra in zip(duals, inverses, changes, second, strict=True):
-            product = _multiply(_multiply(dual, change) + extra, inverse)
-            result.append(_spread(target, inverse) * inverse - dual - (product + product.swapaxes(0, 1)) / 2)
-        return tuple(result)
-
     mean = (
-        sum((jnp.sum(dual * slack, (0, 1)) for dual, slack in zip(duals, slacks, strict=True)), jnp.zeros_like(x[0]))
+        sum((jnp.sum(dual * slack, (0, 1, 2)) for dual, slack in zip(duals, slacks, strict=True)), jnp.zeros_like(x[0]))
         + jnp.sum(scalar_duals * numbers, 0)
     ) / rows
-    # predictor
-    _, _, changes, number_changes = once(direction(unit))
-    nothing = tuple(jnp.zeros_like(slack) for slack in slacks)
-    dual_steps = once(dual_changes(jnp.zeros_like(mean), changes, nothing))
-    scalar_steps = -scalar_duals - ratios * number_changes
-    primal_length = _step_length(slacks, changes, numbers, number_changes)
-    dual_length = _step_length(duals, dual_steps, scalar_duals, scalar_steps)
-    after = jnp.sum(
-        (scalar_duals + dual_length[None] * scalar_steps) * (numbers + primal_length[None] * number_changes), 0
+
+    def direction(_: Array, before: _Direction) -> _Direction:
+        target, second, second_scalars = before.target, before.second, before.second_scalars
+        right = unit + target[None] * gradient - jnp.sum(scalars * second_scalars[None], 1)
+        for block, extra, inverse in zip(blocks, second, inverses, strict=True):
+            product = multiply(extra, inverse)
+            right = right - _inner(block, (product + product.swapaxes(0, 1)) / 2)
+        solutions = once(_solve_factored(factor, jnp.stack([right, traces], 1)))
+        solution, by_traces = solutions[:, 0], solutions[:, 1]
+        bound = jnp.sum(traces * solution, 0) / jnp.sum(traces * by_traces, 0)
+        step = solution - bound[None] * by_traces
+        changes, number_changes = once(combine(blocks, scalars, step))
+        dual_steps = []
+        for dual, inverse, change, extra in zip(duals, inverses, changes, second, strict=True):
+            product = multiply(multiply(dual, change) + extra, inverse)
+            dual_steps.append(spread(target, inverse) * inverse - dual - (product + product.swapaxes(0, 1)) / 2)
+        dual_steps = once(tuple(dual_steps))
+        scalar_steps = target[None] / numbers - scalar_duals - ratios * number_changes - second_scalars
+        # the primal and the dual side by side, as twice as many members
+        both = lambda primal, dual: jnp.concatenate([primal, dual], -1)
+        lengths = _step_length(
+            tuple(map(both, slacks, duals)), tuple(map(both, changes, dual_steps)),
+            both(numbers, scalar_duals), both(number_changes, scalar_steps),
+        )  # fmt: skip
+        primal_length, dual_length = jnp.split(lengths, 2)
+        after = jnp.sum(
+            (scalar_duals + dual_length[None] * scalar_steps) * (numbers + primal_length[None] * number_changes), 0
+        )
+        for dual, dual_step, slack, change in zip(duals, dual_steps, slacks, changes, strict=True):
+            dual, slack = dual + spread(dual_length, dual) * dual_step, slack + spread(primal_length, slack) * change
+            after = after + jnp.sum(dual * slack, (0, 1, 2))
+        after = jnp.clip(after / rows / mean, 1e-6, 1)
+        return _Direction(
+            step=step,
+            bound=bound,
+            dual_steps=dual_steps,
+            scalar_steps=scalar_steps,
+            lengths=(primal_length, dual_length),
+            target=jnp.maximum(after**3, 1e-6) * mean,
+            second=tuple(multiply(dual_step, change) for dual_step, change in zip(dual_steps, changes, strict=True)),
+            second_scalars=scalar_steps * number_changes / numbers,
+        )
+
+    nothing = _Direction(
+        step=x,
+        bound=point.bound,
+        dual_steps=duals,
+        scalar_steps=scalar_duals,
+        lengths=(mean, mean),
+        target=jnp.zeros_like(mean),
+        second=tuple(jnp.zeros_like(slack) for slack in slacks),
+        second_scalars=jnp.zeros_like(numbers),
     )
-    for dual, dual_step, slack, change in zip(duals, dual_steps, slacks, changes, strict=True):
-        dual, slack = dual + _spread(dual_length, dual) * dual_step, slack + _spread(primal_length, slack) * change
-        after = after + jnp.sum(dual * slack, (0, 1))
-    after = jnp.clip(after / rows / mean, 1e-6, 1)
-    target = jnp.maximum(after**3, 1e-6) * mean
-    # corrector
-    second = tuple(_multiply(dual_step, change) for dual_step, change in zip(dual_steps, changes, strict=True))
-    second_scalars = scalar_steps * number_changes / numbers
-    right = unit + target[None] * gradient - jnp.sum(scalars * second_scalars[None], 1)
-    for block, extra, inverse in zip(blocks, second, inverses, strict=True):
-        product = _multiply(extra, inverse)
-        right = right - _inner(block, (product + product.swapaxes(0, 1)) / 2)
-    step, bound, changes, number_changes = once(direction(right))
-    dual_steps = once(dual_changes(target, changes, second))
-    scalar_steps = target[None] / numbers - scalar_duals - ratios * number_changes - second_scalars
-    primal_length = _TO_BOUNDARY * _step_length(slacks, changes, numbers, number_changes)
-    dual_length = _TO_BOUNDARY * _step_length(duals, dual_steps, scalar_duals, scalar_steps)
-    dual_length = jnp.minimum(dual_length, 1)
-    primal_length = jnp.minimum(primal_length, 1)
+    final = jax.lax.fori_loop(0, 2, direction, nothing)
+    primal_length, dual_length = (jnp.minimum(_TO_BOUNDARY * length, 1) for length in final.lengths)
     return Point(
-        v=point.v + primal_length[None] * step[:-1],
-        margin=point.margin + primal_length * step[-1],
-        bound=point.bound + dual_length * (bound - point.bound),
-        duals=tuple(dual + _spread(dual_length, dual) * change for dual, change in zip(duals, dual_steps, strict=True)),
-        scalar_duals=scalar_duals + dual_length[None] * scalar_steps,
+        v=point.v + primal_length[None] * final.step[:-1],
+        margin=point.margin + primal_length * final.step[-1],
+        bound=point.bound + dual_length * (final.bound - point.bound),
+        duals=tuple(
+            dual + spread(dual_length, dual) * change for dual, change in zip(duals, final.dual_steps, strict=True)
+        ),
+        scalar_duals=scalar_duals + dual_length[None] * final.scalar_steps,
         infeasibility=point.infeasibility * (1 - dual_length),
         num_steps=point.num_steps,
         done=point.done,
@@ -348,11 +398,12 @@ def _newton_step(blocks: tuple[Array, ...], scalars: Array, traces: Array, point
 # its own for every element.
 
 
-def _identity(n: int, size: int, dtype: jnp.dtype) -> Array:
-    return jnp.broadcast_to(jnp.eye(n, dtype=dtype)[..., None], (n, n, size))
+def _identity(block: Array) -> Array:
+    """[n, n, G, N], as many as the matrices of the block [m, n, n, G, N]."""
+    return jnp.broadcast_to(jnp.eye(block.shape[1], dtype=block.dtype)[..., None, None], block.shape[1:])
 
 
-def _spread(numbers: Array, like: Array) -> Array:
+def spread(numbers: Array, like: Array) -> Array:
     """[N] with leading axes, so that it multiplies or selects members of `like`."""
     return jnp.expand_dims(numbers, tuple(range(like.ndim - 1)))
 
@@ -361,34 +412,41 @@ def _sum(terms: Sequence[Array]) -> Array:
     return reduce(jnp.add, terms)
 
 
-def _multiply(a: Array, b: Array) -> Array:
+def spread_over(factors: Array, array: Array) -> Array:
+    """[m, N] with axes between, so that it multiplies each of the matrices or numbers [m, ..., N]."""
+    return factors.reshape(factors.shape[0], *(1,) * (array.ndim - 2), factors.shape[-1])
+
+
+def multiply(a: Array, b: Array) -> Array:
+    """`a @ b` for each member, [n, n, G, N]."""
     return _sum([a[:, k, None] * b[None, k] for k in range(a.shape[1])])
 
 
-def _sandwich(left: Array, matrices: Array, right: Array) -> Array:
-    """`left @ matrices[i] @ right` for each i, [m, n, n, N]."""
+def sandwich(left: Array, matrices: Array, right: Array) -> Array:
+    """`left @ matrices[i] @ right` for each i, [m, n, n, G, N]."""
     n = left.shape[0]
     half = jax.lax.optimization_barrier(_sum([left[None, :, k, None] * matrices[:, k, None] for k in range(n)]))
     return _sum([half[:, :, k, None] * right[None, k, None] for k in range(n)])
 
 
 def _pairings(matrices: Array, images: Array) -> Array:
-    """Traces of `matrices[i] @ images[j]`, [m, m, N]."""
-    n = matrices.shape[1]
+    """Sums over the group of the traces of `matrices[i] @ images[j]`, [m, m, N]."""
+    n, groups = matrices.shape[1], matrices.shape[3]
 
-    def row(a: int | Array, total: Array) -> Array:
-        return total + _sum([matrices[:, None, a, b] * images[None, :, b, a] for b in range(n)])
+    def row(a: Array, total: Array) -> Array:
+        ours, theirs = (
+            jax.lax.dynamic_index_in_dim(array, a, axis, False) for array, axis in ((matrices, 1), (images, 2))
+        )
+        return total + _sum([ours[:, None, b, g] * theirs[None, :, b, g] for b in range(n) for g in range(groups)])
 
     start = jnp.zeros((matrices.shape[0], *matrices.shape[:1], matrices.shape[-1]), matrices.dtype)
-    if n <= _LARGEST_UNROLLED:
-        return reduce(lambda total, a: row(a, total), range(n), start)
     return jax.lax.fori_loop(0, n, row, start)
 
 
 def _inner(matrices: Array, matrix: Array) -> Array:
-    """Traces of `matrices[i] @ matrix`, [m, N]; matrix symmetric."""
+    """Sums over the group of the traces of `matrices[i] @ matrix`, [m, N]; matrix symmetric."""
     n = matrix.shape[0]
-    return _sum([matrices[:, a, b] * matrix[None, a, b] for a in range(n) for b in range(n)])
+    return jnp.sum(_sum([matrices[:, a, b] * matrix[None, a, b] for a in range(n) for b in range(n)]), 1)
 
 
 def _cholesky(matrix: Array) -> tuple[Array, Array]:
@@ -411,35 +469,55 @@ def _cholesky(matrix: Array) -> tuple[Array, Array]:
 
 
 def _solve_factored(factor: tuple[Array, Array], right: Array) -> Array:
-    """Solution [m, N] of `L L^T x = right`."""
+    """Solution [m, r, N] of `L L^T x = right`."""
     L, reciprocals = factor
     m = L.shape[0]
 
     def forward(k: Array, y: Array) -> Array:
-        return y.at[k].set((right[k] - _sum([L[k, j] * y[j] for j in range(m)])) * reciprocals[k])
-
-    y = jax.lax.fori_loop(0, m, forward, jnp.zeros_like(right))
+        found = y[k] * reciprocals[k][None]
+        return (y - L[:, k, None] * found[None]).at[k].set(found)
 
     def backward(i: Array, x: Array) -> Array:
         k = m - 1 - i
-        return x.at[k].set((y[k] - _sum([L[j, k] * x[j] for j in range(m)])) * reciprocals[k])
+        found = x[k] * reciprocals[k][None]
+        return (x - L[k, :, None] * found[None]).at[k].set(found)
 
-    return jax.lax.fori_loop(0, m, backward, jnp.zeros_like(right))
+    return jax.lax.fori_loop(0, m, backward, jax.lax.fori_loop(0, m, forward, right))
 
 
 def _inverse(matrix: Array) -> Array:
     """Of a positive definite matrix, by Gauss and Jordan without pivots."""
     n = matrix.shape[0]
-    for k in range(n):
-        row = matrix[k] / matrix[k, k][None]
-        reduced = matrix - matrix[:, k, None] * row[None]
-        reduced = reduced.at[k].set(row).at[:, k].set(-matrix[:, k] / matrix[k, k][None])
-        matrix = jax.lax.optimization_barrier(reduced.at[k, k].set(1 / matrix[k, k]))
+    unit = jnp.eye(n, dtype=matrix.dtype)
+
+    def eliminate(k: Array, matrix: Array) -> Array:
+        # the column of the pivot becomes that of the identity, its image that of the inverse
+        here = jnp.expand_dims(unit[k], tuple(range(1, matrix.ndim - 1)))
+        column = matrix[:, k] - here
+        row = (matrix[k] + here) / matrix[k, k][None]
+        return jax.lax.optimization_barrier(matrix - column[:, None] * row[None])
+
+    matrix = jax.lax.fori_loop(0, n, eliminate, matrix)
     return (matrix + matrix.swapaxes(0, 1)) / 2
 
 
-def _smallest_pivot(matrix: Array) -> Array:
-    """[N], positive exactly where the matrix is positive definite to rounding; NaN or not positive elsewhere."""
+def inverse_root(matrix: Array) -> Array:
+    """The inverse of the Cholesky factor, [n, n, G, N]; regular, if not that, where there is no such factor."""
+    n = matrix.shape[0]
+    index = jnp.arange(n, dtype=jnp.int32)
+    beside = jnp.concatenate([matrix, _identity(matrix[None])], 1)
+
+    def eliminate(k: Array, rows: Array) -> Array:
+        scale = jax.lax.rsqrt(jnp.where(rows[k, k] > 0, rows[k, k], 1))
+        row = rows[k] * scale[None]
+        below = jnp.where(index[:, None, None] > k, rows[:, k], 0) * scale[None]
+        return (rows - below[:, None] * row[None]).at[k].set(row)
+
+    return jax.lax.fori_loop(0, n, eliminate, beside)[:, n:]
+
+
+def smallest_pivot(matrix: Array) -> Array:
+    """[G, N], positive exactly where the matrix is positive definite to rounding; NaN or not positive elsewhere."""
     n = matrix.shape[0]
     rows = [[matrix[i, j] for j in range(i + 1)] for i in range(n)]
     pivots = []
@@ -464,15 +542,18 @@ def _step_length(
     def inside(length: Array) -> Array:
         return reduce(
             jnp.logical_and,
-            [_smallest_pivot(a + _spread(length, a) * change) > 0 for a, change in zip(matrices, changes, strict=True)],
+            [
+                jnp.all(smallest_pivot(a + spread(length, a) * change) > 0, 0)
+                for a, change in zip(matrices, changes, strict=True)
+            ],
             jnp.ones(length.shape, bool),
         )
 
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low + high) / 2
+    def halve(_: Array, ends: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        low, high, middle = ends
         good = inside(middle)
-        return jnp.where(good, middle, low), jnp.where(good, high, middle)
+        low, high = jnp.where(good, middle, low), jnp.where(good, high, middle)
+        return low, high, (low + high) / 2
 
-    low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.where(inside(high), high, 0), high))
-    return low
+    # the longest is tried first
+    return jax.lax.fori_loop(0, _BISECTIONS + 1, halve, (jnp.zeros_like(high), high, high))[0]

@@ -17,11 +17,13 @@ from jaxtyping import Array, ArrayLike, Bool, Complex, Num
 from jaxnm import arguments
 from jaxnm.linalg.blocks import map_blocks
 from jaxnm.linalg.factorizations import einsum, matmul, solve
+from jaxnm.linalg.scaling import power_of_two
 
 # A CPU works through a large batch in blocks of this many bytes, nearly twice as fast as all at once for n >= 3.
 _BLOCK_BYTES = 1_000_000
 _STEPS_PER_EIGENVALUE = 30
 _STEPS_BEFORE_EXCEPTIONAL_SHIFT = 10
+_SWEEPS_TO_BALANCE = 20
 
 
 @flax.struct.dataclass
@@ -52,7 +54,7 @@ def schur(matrix: Num[ArrayLike, "*batch n n"]) -> SchurForm:
     Status: `converged` is False, and the member NaN, where the matrix is not finite or 30 n steps did not suffice.
 
     Cost: about 25 n^3 complex flops a member; the slowest member of a batch sets the number of steps.
-    Not differentiable (T and Q are not unique); `eigenvalues` is.
+    Not differentiable (T and Q are not unique): a derivative raises TypeError; `eigenvalues` has one.
 
     Source: G. H. Golub, C. F. Van Loan, "Matrix Computations", 4th ed., sections 7.4 to 7.6.
 
@@ -78,7 +80,10 @@ def eigenvalues(matrix: Num[ArrayLike, "*batch n n"]) -> Complex[Array, "*batch 
     Raises:
       TypeError: an integer dtype. ValueError: not square.
 
-    Cost: that of `schur`; a derivative costs one (n + 1) x (n + 1) solve an eigenvalue.
+    The matrix is balanced first (by a diagonal similarity with powers of two), so that in a matrix of entries of very
+    different sizes small eigenvalues are as accurate as in one of equal sizes, in any units of the variables.
+
+    Cost: that of `schur`; a derivative costs two n x n solves an eigenvalue.
     Differentiable (first and second order) at simple eigenvalues. Where eigenvalues agree to about sqrt(eps) the true
     derivative is unbounded or does not exist; a finite one is returned, limited to |dA| / sqrt(eps).
 
@@ -102,7 +107,7 @@ def left_eigenvectors(form: SchurForm) -> Complex[Array, "*batch n n"]:
     Returns:
       [..., n, n], row i belongs to T[i, i]. Rows of a defective eigenvalue are parallel to rounding.
 
-    Cost: n triangular solves a member. Not differentiable.
+    Cost: n triangular solves a member. Not differentiable: a derivative raises TypeError.
 
     Example:
       >>> left_eigenvectors(schur(jnp.diag(jnp.array([1.0, 2.0])))).real
@@ -114,7 +119,11 @@ def left_eigenvectors(form: SchurForm) -> Complex[Array, "*batch n n"]:
 
 @jax.jit
 def _schur(matrix: Array) -> SchurForm:
-    matrix = jax.lax.stop_gradient(matrix).astype(arguments.complex_dtype(matrix.dtype))
+    matrix = arguments.without_derivative("schur", "matrix", matrix, remedy="differentiate eigenvalues(matrix) instead")
+    return _schur_form(matrix.astype(arguments.complex_dtype(matrix.dtype)))
+
+
+def _schur_form(matrix: Array) -> SchurForm:
     return SchurForm(*_over_members(_schur_member, matrix))
 
 
@@ -126,30 +135,33 @@ def _over_members(function: Callable[[Array], Any], matrix: Array) -> Any:
 
 
 def _schur_member(matrix: Array) -> tuple[Array, Array, Array]:
-    T, Q, exponent, converged = _unsorted_schur(matrix, jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
-    T, Q = _sort(T, Q)
+    # a power of two scales without rounding and keeps squares inside the range
+    size = jnp.max(jnp.maximum(jnp.abs(matrix.real), jnp.abs(matrix.imag)))
+    usable = (size > 0) & jnp.isfinite(size)
+    exponent = jnp.where(usable, jnp.frexp(jnp.where(usable, size, jnp.ones_like(size)))[1], 0)
+    matrix = _scale_by_power_of_two(matrix, -exponent)
+    T, Q, converged = _schur_vectors(matrix, jnp.eye(matrix.shape[-1], dtype=matrix.dtype), ascending=True)
     nan = jnp.full_like(T, jnp.nan)
     return jnp.where(converged, _scale_by_power_of_two(T, exponent), nan), jnp.where(converged, Q, nan), converged
 
 
-def _unsorted_schur(matrix: Array, Q: Array) -> tuple[Array, Array, Array, Array]:
-    """(T, Q times the Schur vectors, exponent, converged), with T to be multiplied by 2^exponent.
+def _schur_vectors(matrix: Array, Q: Array, *, ascending: bool) -> tuple[Array, Array, Array]:
+    """(T, Q times the Schur vectors, converged) of a matrix of size one or zero.
 
     Q may have any number of rows: none, where only the eigenvalues are wanted.
     """
     n = matrix.shape[-1]
     finite = jnp.all(jnp.isfinite(matrix))
     matrix = jnp.where(finite, matrix, jnp.zeros_like(matrix))
-    # a power of two scales without rounding and keeps squares inside the range
-    size = jnp.max(jnp.maximum(jnp.abs(matrix.real), jnp.abs(matrix.imag)))
-    exponent = jnp.where(size > 0, jnp.frexp(jnp.where(size > 0, size, jnp.ones_like(size)))[1], 0)
-    scaled = _scale_by_power_of_two(matrix, -exponent)
     if n == 1:
-        return scaled, Q, exponent, finite
+        return matrix, Q, finite
+    # one array, as every similarity turns the columns of both alike
+    both = jnp.concatenate([matrix, Q])
     if n == 2:
-        return *_schur_two(scaled, Q), exponent, finite
-    T, Q, converged = _schur_by_qr_steps(*_hessenberg(scaled, Q))
-    return T, Q, exponent, converged & finite
+        both = _schur_two(both, ascending)
+        return both[:n], both[n:], finite
+    both, converged = _schur_by_qr_steps(_hessenberg(both), ascending)
+    return jnp.triu(both[:n]), both[n:], converged & finite
 
 
 def _scale_by_power_of_two(matrix: Array, exponent: Array) -> Array:
@@ -161,12 +173,11 @@ def _scale_by_power_of_two(matrix: Array, exponent: Array) -> Array:
 
 def _rotation(x: Array, y: Array) -> tuple[Array, Array]:
     """(c, s) = (x, y) / |(x, y)|, and (1, 0) for the zero vector."""
-    size = jnp.maximum(jnp.maximum(jnp.abs(x.real), jnp.abs(x.imag)), jnp.maximum(jnp.abs(y.real), jnp.abs(y.imag)))
-    zero = size == 0
-    size = jnp.where(zero, jnp.ones_like(size), size)
-    x, y = jnp.where(zero, jnp.ones_like(x), _over(x, size)), _over(y, size)
-    length = jnp.sqrt(_square(x) + _square(y))
-    return _over(x, length), _over(y, length)
+    pair = jnp.stack([x, y])
+    size = jnp.max(jnp.maximum(jnp.abs(pair.real), jnp.abs(pair.imag)))
+    pair = jnp.where(size > 0, _over(pair, jnp.where(size > 0, size, 1)), jnp.stack([jnp.ones_like(x), 0 * y]))
+    c, s = _over(pair, jnp.sqrt(jnp.sum(_square(pair))))
+    return c, s
 
 
 def _square(z: Array) -> Array:
@@ -182,23 +193,18 @@ def _over(z: Array, divisor: Array) -> Array:
     return jax.lax.complex(z.real / divisor, z.imag / divisor)
 
 
-def _rotate_rows(matrix: Array, i: int | Array, c: Array, s: Array) -> Array:
-    """Rows i and i + 1 of G matrix with G = [[c*, s*], [-s, c]], which takes the vector (c, s) to (1, 0)."""
-    first, second = jax.lax.dynamic_slice_in_dim(matrix, i, 2, 0)
+def _similarity(both: Array, i: int | Array, c: Array, s: Array) -> Array:
+    """(G T G^H; Q G^H), G = [[c*, s*], [-s, c]] in rows i and i + 1: it takes the vector (c, s) to (1, 0)."""
+    first, second = jax.lax.dynamic_slice_in_dim(both, i, 2, 0)
     rows = jnp.stack([c.conj() * first + s.conj() * second, c * second - s * first])
-    return jax.lax.dynamic_update_slice_in_dim(matrix, rows, i, 0)
+    both = jax.lax.dynamic_update_slice_in_dim(both, rows, i, 0)
+    first, second = jax.lax.dynamic_slice_in_dim(both, i, 2, 1).T
+    columns = jnp.stack([c * first + s * second, c.conj() * second - s.conj() * first], 1)
+    return jax.lax.dynamic_update_slice_in_dim(both, columns, i, 1)
 
 
-def _rotate_columns(matrix: Array, i: int | Array, c: Array, s: Array) -> Array:
-    """Columns i and i + 1 of matrix G^H."""
-    return _rotate_rows(matrix.conj().T, i, c, s).conj().T
-
-
-def _similarity(T: Array, Q: Array, i: int | Array, c: Array, s: Array) -> tuple[Array, Array]:
-    return _rotate_columns(_rotate_rows(T, i, c, s), i, c, s), _rotate_columns(Q, i, c, s)
-
-
-def _schur_two(matrix: Array, Q: Array) -> tuple[Array, Array]:
+def _schur_two(both: Array, ascending: bool) -> Array:
+    matrix = both[:2]
     first, _ = _eigenvalues_two(matrix)
     # Either row of A - first annihilates the eigenvector: two candidates, parallel, of which one may be all rounding.
     # Their sum with phases aligned needs no choice; a choice near a tie could fall differently in each place where XLA
@@ -209,8 +215,12 @@ def _schur_two(matrix: Array, Q: Array) -> tuple[Array, Array]:
     modulus = jnp.abs(inner)
     phase = jnp.where(modulus > 0, _over(inner, jnp.where(modulus > 0, modulus, jnp.ones_like(modulus))), 1)
     c, s = _rotation(*(by_top + phase * by_bottom))
-    T, Q = _similarity(matrix, Q, 0, c, s)
-    return T.at[1, 0].set(0), Q
+    both = _similarity(both, 0, c, s).at[1, 0].set(0)
+    if not ascending:
+        return both
+    swap = _square(both[0, 0]) > _square(both[1, 1])
+    c, s = _rotation(both[0, 1], both[1, 1] - both[0, 0])
+    return _similarity(both, 0, jnp.where(swap, c, 1), jnp.where(swap, s, 0)).at[1, 0].set(0)
 
 
 def _eigenvalues_two(matrix: Array) -> tuple[Array, Array]:
@@ -220,127 +230,116 @@ def _eigenvalues_two(matrix: Array) -> tuple[Array, Array]:
     return mean - root, mean + root
 
 
-def _hessenberg(matrix: Array, Q: Array) -> tuple[Array, Array]:
-    """(H, Q times the reflections) with H zero below its first subdiagonal, by Householder reflections."""
-    n = matrix.shape[-1]
-    H = matrix
-    for k in range(n - 2):
-        below = jnp.where(jnp.arange(n) > k, H[:, k], jnp.zeros_like(H[:, k]))
-        length = jnp.sqrt(jnp.sum(_square(below)))
-        pivot = below[k + 1]
-        modulus = jnp.abs(pivot)
-        phase = jnp.where(
-            modulus > 0, _over(pivot, jnp.where(modulus > 0, modulus, jnp.ones_like(modulus))), jnp.ones_like(pivot)
-        )
-        direction = below.at[k + 1].add(_times(phase, length))
+def _hessenberg(both: Array) -> Array:
+    """(H; Q times the reflections) with H zero below its first subdiagonal, by Householder reflections."""
+    n = both.shape[-1]
+    row = jnp.arange(both.shape[0])
+
+    def reflect(k: Array, both: Array) -> Array:
+        # row k + 1 and column k as sums, since k may differ between members of a batch
+        column = jax.lax.dynamic_index_in_dim(both, k, 1, keepdims=False)[:n]
+        here, below = row[:n] == k + 1, row[:n] > k + 1
+        pivot, rest = jnp.sum(jnp.where(here, column, 0)), jnp.where(below, column, 0)
+        squares = jnp.sum(_square(rest))
+        length = jnp.sqrt(squares + _square(pivot))
+        modulus = jnp.sqrt(_square(pivot))
+        nonzero = modulus > 0
+        phase = jnp.where(nonzero, _over(pivot, jnp.where(nonzero, modulus, 1)), 1)
+        direction = jnp.where(here, pivot + _times(phase, length), rest)
         squares = jnp.sum(_square(direction))
-        squares = jnp.where(squares > 0, squares, jnp.ones_like(squares))
-        reflect = _over(2 * direction, squares).conj()  # zero where there is nothing to annihilate
-        H = H - jnp.outer(direction, matmul(reflect, H))
-        H = H - jnp.outer(matmul(H, direction), reflect)
-        H = H.at[k + 2 :, k].set(0)
-        Q = Q - jnp.outer(matmul(Q, direction), reflect)
-    return H, Q
+        mirror = _over(2 * direction, jnp.where(squares > 0, squares, 1)).conj()  # zero: nothing to annihilate
+        rows = jnp.pad(direction, (0, both.shape[0] - n))
+        both = both - jnp.outer(rows, matmul(mirror, both[:n]))
+        both = both - jnp.outer(matmul(both, direction), mirror)
+        annihilated = ((row > k + 1) & (row < n))[:, None] & (row[:n] == k)[None, :]
+        return jnp.where(annihilated, 0, both)
+
+    return jax.lax.fori_loop(0, n - 2, reflect, both)
 
 
-def _schur_by_qr_steps(H: Array, Q: Array) -> tuple[Array, Array, Array]:
-    n = H.shape[-1]
-    positions = jnp.arange(n - 1)
-    eps = jnp.finfo(H.dtype).eps
-    floor = eps**2 * jnp.sqrt(jnp.sum(_square(H)))
+def _schur_by_qr_steps(both: Array, ascending: bool) -> tuple[Array, Array]:
+    """QR steps with implicit shifts, then sweeps of a bubble sort: both turn neighboring axes from top to bottom.
 
-    def deflate(H: Array) -> Array:
-        """Subdiagonal entries that are rounding noise beside their diagonal neighbours become zero."""
-        diagonal, below = jnp.abs(jnp.diagonal(H)), jnp.diagonal(H, -1)
-        small = jnp.abs(below) <= jnp.maximum(eps * (diagonal[:-1] + diagonal[1:]), floor)
-        return H - jnp.diag(jnp.where(small, below, 0), -1)
+    One loop does both, since every loop costs compile time.
+    """
+    n, most = both.shape[-1], _STEPS_PER_EIGENVALUE * both.shape[-1]
+    index = jnp.arange(n)
+    offset = jnp.arange(both.shape[0])[:, None] - index[None, :]
+    strictly_lower = (offset > 0) & (jnp.arange(both.shape[0]) < n)[:, None]
+    on_diagonal, below = offset[:n] == 0, offset[:n] == 1
+    eps = jnp.finfo(both.dtype).eps
+    floor = eps**2 * jnp.sqrt(jnp.sum(_square(both[:n])))
 
-    def last_active(H: Array) -> Array:
-        """The last row of the lowest block that is still coupled; 0 when none is."""
-        return jnp.max(jnp.where(jnp.diagonal(H, -1) != 0, positions + 1, 0))
+    def sweep(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        both, keys, steps, since, last, sorting, _ = state
+        # subdiagonal entries that are rounding noise beside their diagonal neighbors become zero
+        size = jnp.abs(both[:n].real) + jnp.abs(both[:n].imag)
+        diagonal = jnp.sum(jnp.where(on_diagonal, size, 0), 1)
+        coupled = below & (size > jnp.maximum(eps * (diagonal[:, None] + diagonal[None, :]), floor))
+        both = both.at[:n].set(jnp.where(below & ~coupled, 0, both[:n]))
+        # the lowest block that is still coupled: from row `top` to row `bottom`, or both zero when there is none
+        coupled = jnp.any(coupled, 1)
+        bottom = jnp.max(jnp.where(coupled, index, 0))
+        top = jnp.max(jnp.where(~coupled & (index <= bottom), index, 0))
+        since = jnp.where(bottom == last, since + 1, 0)
+        shift = _shift(both[:n], bottom, since)
+        squares = jnp.sum(jnp.where(on_diagonal, _square(both[:n]), 0), 1)
+        # once they are sorted by, they are carried: decisions on numbers computed again could contradict each other
+        keys = jnp.where(sorting, keys, squares)
+        converged = bottom == 0
 
-    def step(state: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
-        # the shift is part of the state so that it is one number where it is subtracted and where it is added back
-        H, Q, steps, since, shift = state
-        coupled = jnp.diagonal(H, -1) != 0
-        bottom = last_active(H)
-        # its first row: one below the last decoupled position above the bottom
-        top = jnp.max(jnp.where(~coupled & (positions < bottom), positions + 1, 0))
-        H = H - shift * jnp.eye(n, dtype=H.dtype)
-
-        # Loops, not unrolled: each rotation is then computed from numbers that are stored. Unrolled, XLA computes them
+        # A loop, not unrolled: each rotation is then computed from numbers that are stored. Unrolled, XLA computes them
         # again in every use, and where they cancel, rounding makes rows and columns turn by different angles.
-        def rotate_rows(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            H, rotations = state
+        def turn(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            both, keys = state
+            # columns i - 1, i and i + 1 of rows i and i + 1
+            block = jax.lax.dynamic_slice_in_dim(both, i, 2, 0)
+            block = jax.lax.dynamic_slice_in_dim(jnp.pad(block, ((0, 0), (1, 0))), i, 3, 1)
+            x = jnp.where(i == top, block[0, 1] - shift, block[0, 0])
+            y = jnp.where(i == top, block[1, 1], block[1, 0])
             active = (i >= top) & (i < bottom)
-            c, s = _rotation(H[i, i], H[i + 1, i])
-            c, s = jnp.where(active, c, 1), jnp.where(active, s, 0)
-            return _rotate_rows(H, i, c, s), rotations.at[i].set(jnp.stack([c, s]))
+            if ascending:
+                x = jnp.where(converged, block[0, 2], x)
+                y = jnp.where(converged, block[1, 2] - block[0, 1], y)
+                first, second = jax.lax.dynamic_slice_in_dim(keys, i, 2)
+                swap = converged & (first > second)
+                pair = jnp.where(swap, jnp.stack([second, first]), jnp.stack([first, second]))
+                keys = jax.lax.dynamic_update_slice_in_dim(keys, pair, i, 0)
+                active |= swap
+            c, s = _rotation(x, y)
+            return _similarity(both, i, jnp.where(active, c, 1), jnp.where(active, s, 0)), keys
 
-        def rotate_columns(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            c, s = rotations[i]
-            H, Q = state
-            return _rotate_columns(H, i, c, s), _rotate_columns(Q, i, c, s)
+        unsorted = jnp.any(keys[:-1] > keys[1:]) if ascending else False
+        running = jnp.where(converged, unsorted, steps < most)
+        both, keys = jax.lax.fori_loop(0, n - 1, turn, (both, keys))
+        # what was annihilated
+        both = jnp.where(strictly_lower & (converged | (offset > 1)), 0, both)
+        return both, keys, steps + 1, since, bottom, converged, running
 
-        H, rotations = jax.lax.fori_loop(0, n - 1, rotate_rows, (H, jnp.zeros((n - 1, 2), H.dtype)))
-        H, Q = jax.lax.fori_loop(0, n - 1, rotate_columns, (H, Q))
-        # rows above the block were shifted too, and no rotation mixed them with it: adding back is exact to rounding
-        H = jnp.triu(H + shift * jnp.eye(n, dtype=H.dtype), -1)
-        H = deflate(H)
-        since = jnp.where(last_active(H) == bottom, since + 1, 0)
-        return H, Q, steps + 1, since, _shift(H, last_active(H), since)
-
-    def unfinished(state: tuple[Array, Array, Array, Array, Array]) -> Array:
-        H, _, steps, _, _ = state
-        return (steps < _STEPS_PER_EIGENVALUE * n) & jnp.any(jnp.diagonal(H, -1) != 0)
-
-    zero = jnp.zeros((), positions.dtype)
-    H = deflate(H)
-    H, Q, _, _, _ = jax.lax.while_loop(unfinished, step, (H, Q, zero, zero, _shift(H, last_active(H), zero)))
-    return jnp.triu(H), Q, jnp.all(jnp.diagonal(H, -1) == 0)
+    zero = jnp.zeros((), index.dtype)
+    start = (both, jnp.zeros(n, both.real.dtype), zero, zero, zero, jnp.array(False), jnp.array(True))
+    both, _, _, _, _, converged, _ = jax.lax.while_loop(lambda state: state[-1], sweep, start)
+    return both, converged
 
 
 def _shift(H: Array, bottom: Array, since: Array) -> Array:
     """Wilkinson's shift: the eigenvalue of the trailing 2 x 2 block nearer to its last entry; now and then another."""
-    upper = jnp.maximum(bottom - 1, 0)
-    block = jnp.stack(
-        [jnp.stack([H[upper, upper], H[upper, bottom]]), jnp.stack([H[bottom, upper], H[bottom, bottom]])]
-    )
+    # the block by sums, as `bottom` differs between the members of a batch
+    place = jnp.arange(H.shape[-1])[None, :] == jnp.stack([jnp.maximum(bottom - 1, 0), bottom])[:, None]
+    block = jnp.sum(jnp.where(place[:, None, :, None] & place[None, :, None, :], H, 0), (2, 3))
     first, second = _eigenvalues_two(block)
     wilkinson = jnp.where(_square(first - block[1, 1]) < _square(second - block[1, 1]), first, second)
     exceptional = (since + 1) % _STEPS_BEFORE_EXCEPTIONAL_SHIFT == 0
-    return jnp.where(exceptional, block[1, 1] + (0.75 * jnp.abs(block[1, 0])).astype(H.dtype), wilkinson)
-
-
-def _sort(T: Array, Q: Array) -> tuple[Array, Array]:
-    """Swap neighbours on the diagonal by rotations until the moduli ascend (bubble sort)."""
-    n = T.shape[-1]
-    if n == 1:
-        return T, Q
-
-    def swap_if_larger(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        # the keys are carried, not computed from T, so that every use of `swap` sees one decision
-        T, Q, keys = state
-        swap = keys[i] > keys[i + 1]
-        c, s = _rotation(T[i, i + 1], T[i + 1, i + 1] - T[i, i])
-        c, s = jnp.where(swap, c, 1), jnp.where(swap, s, 0)
-        T, Q = _similarity(T, Q, i, c, s)
-        T = T.at[i + 1, i].set(0)
-        first, second = keys[i], keys[i + 1]
-        keys = keys.at[i].set(jnp.minimum(first, second)).at[i + 1].set(jnp.maximum(first, second))
-        return T, Q, keys
-
-    start = (T, Q, _square(jnp.diagonal(T)))
-    T, Q, _ = jax.lax.fori_loop(0, n - 1, lambda _, state: jax.lax.fori_loop(0, n - 1, swap_if_larger, state), start)
-    return T, Q
+    return jnp.where(
+        exceptional, block[1, 1] + _times(jnp.ones_like(wilkinson), 0.75 * jnp.abs(block[1, 0])), wilkinson
+    )
 
 
 def _eigenvectors(T: Array, Q: Array) -> tuple[Array, Array]:
     """Unit right eigenvectors as columns and unit left ones as rows: A V = V diag(T), W A = diag(T) W."""
-    right = _triangular_eigenvectors(T)
     # W T = D W reads T^H W^H = W^H D*, and reversing rows and columns makes T^H upper triangular
-    left = _triangular_eigenvectors(T.conj().T[::-1, ::-1])[::-1, ::-1].conj().T
-    right, left = matmul(Q, right), matmul(left, Q.conj().T)
+    right, left = jax.vmap(_triangular_eigenvectors)(jnp.stack([T, T.conj().T[::-1, ::-1]]))
+    right, left = matmul(Q, right), matmul(left[::-1, ::-1].conj().T, Q.conj().T)
     return _over(right, _lengths(right, 0)), _over(left, _lengths(left, 1))
 
 
@@ -368,57 +367,126 @@ def _triangular_eigenvectors(T: Array) -> Array:
 
 @jax.custom_jvp
 def _eigenvalues_member(matrix: Array) -> Array:
-    T, _, exponent, converged = _unsorted_schur(matrix, jnp.zeros((0, matrix.shape[-1]), matrix.dtype))
+    """Of a matrix of size one or zero."""
+    T, _, converged = _schur_vectors(matrix, jnp.zeros((0, matrix.shape[-1]), matrix.dtype), ascending=False)
+    return _in_order(T, converged)[0]
+
+
+def _in_order(T: Array, converged: Array) -> tuple[Array, Array]:
+    """The diagonal of T, ascending in modulus, and where each value stands on it."""
     values = jnp.diagonal(T)
-    values = _scale_by_power_of_two(values[jnp.argsort(_square(values))], exponent)
-    return jnp.where(converged, values, jnp.full_like(values, jnp.nan))
+    order = jnp.argsort(_square(values))
+    values = values[order]
+    return jnp.where(converged, values, jnp.full_like(values, jnp.nan)), order
 
 
 @_eigenvalues_member.defjvp
 def _eigenvalues_member_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (matrix,), (tangent,) = primals, tangents
-    values = _eigenvalues_member(matrix)
-    right, left = _smooth_eigenvectors(matrix, values)
-    numerator = einsum("ij,jk,ki->i", left, tangent, right)
+    fixed = jax.lax.stop_gradient(primals[0])
+    T, Q, converged = _schur_vectors(fixed, jnp.eye(len(fixed), dtype=fixed.dtype), ascending=False)
+    values, order = _in_order(T, converged)
+    right, left = _eigenvectors(T, Q)
+    curves = lambda matrix: _values_through(matrix, values, right[:, order], left[order])
+    return jax.jvp(curves, primals, tangents)
+
+
+@jax.custom_jvp
+def _values_through(matrix: Array, values: Array, right: Array, left: Array) -> Array:
+    """The eigenvalues as functions of the matrix, given what they and their vectors are here."""
+    # The sum adds nothing but a first derivative, for where JAX drops the rule below: in a loop, after reverse mode.
+    return values + _slopes(matrix - jax.lax.stop_gradient(matrix), right, left)
+
+
+@_values_through.defjvp
+def _values_through_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    matrix, values, right, left = primals
+    values = _values_through(matrix, values, right, left)
+    right, left = _smooth_eigenvectors(matrix, values, right, left)
+    return values, _slopes(tangents[0], right, left)
+
+
+def _slopes(tangent: Array, right: Array, left: Array) -> Array:
     overlap = einsum("ij,ji->i", left, right)
     limit = jnp.sqrt(jnp.finfo(overlap.dtype).eps)
     # nearly orthogonal left and right vectors: nearly defective, and the derivative is limited
     overlap = jnp.where(jnp.abs(overlap) < limit, limit.astype(overlap.dtype), overlap)
-    return values, numerator / overlap
+    return einsum("ij,jk,ki->i", left, tangent, right) / overlap
 
 
 @jax.jit
 def _eigenvalues(matrix: Array) -> Array:
-    return _over_members(_eigenvalues_member, matrix)
+    return _over_members(_balanced_eigenvalues, matrix)
+
+
+def _balanced_eigenvalues(matrix: Array) -> Array:
+    """Eigenvalues, and their derivatives, by those of D^-1 A D, of size one and with rows as long as columns."""
+    size = jax.lax.stop_gradient(jnp.maximum(jnp.abs(matrix.real), jnp.abs(matrix.imag)))
+    powers = _balance(size)
+    powers = powers[None, :] - powers[:, None]
+    exponents = jnp.where(size > 0, jnp.frexp(jnp.where(size > 0, size, 1))[1] + powers, jnp.iinfo(jnp.int32).min)
+    largest = jnp.where(jnp.any(size > 0), jnp.max(exponents), 0)
+    return _scale_by_power_of_two(_eigenvalues_member(_scale_by_power_of_two(matrix, powers - largest)), largest)
+
+
+def _balance(size: Array) -> Array:
+    """Exponents p for which the moduli `size` times 2^(p_j - p_i) have rows about as long as columns.
+
+    Source: B. N. Parlett, C. Reinsch, Numer. Math. 13 (1969), 293-304; the criterion to change a row and a column is
+    theirs. By powers of two, so without rounding.
+    """
+    n = size.shape[-1]
+    exponent = lambda x: jnp.frexp(jnp.where(x > 0, x, 1))[1].astype(jnp.int32)
+    if n == 1:
+        return jnp.zeros(1, jnp.int32)
+    if n == 2:
+        shift = jax.lax.div(exponent(size[1, 0]) - exponent(size[0, 1]), jnp.int32(2))
+        return jnp.stack([jnp.int32(0), jnp.where((size[1, 0] > 0) & (size[0, 1] > 0), shift, 0)])
+    index = jnp.arange(n, dtype=jnp.int32)
+    moduli = jnp.where(jnp.eye(n, dtype=bool), 0, size / power_of_two(jnp.max(size)))
+
+    def change_one(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        moduli, powers, count, unchanged = state
+        here = index == count % n
+        column = jnp.sum(jnp.where(here[None, :], moduli, 0))
+        row = jnp.sum(jnp.where(here[:, None], moduli, 0))
+        shift = jax.lax.div(exponent(row) - exponent(column), jnp.int32(2))
+        factor = jnp.ldexp(jnp.ones_like(row), shift)
+        better = (row > 0) & (column > 0) & (column * factor + row / factor < 0.95 * (column + row))
+        change = jnp.where(here & better, shift, 0)
+        moduli = moduli * jnp.ldexp(jnp.ones_like(moduli), change[None, :] - change[:, None])
+        return moduli, powers + change, count + 1, jnp.where(better, 0, unchanged + 1)
+
+    zero = jnp.int32(0)
+    start = (moduli, jnp.zeros(n, jnp.int32), zero, zero)
+    unfinished = lambda state: (state[3] < n) & (state[2] < _SWEEPS_TO_BALANCE * n)
+    return jax.lax.while_loop(unfinished, change_one, start)[1]
 
 
 @jax.jit
 def _left_eigenvectors(form: SchurForm) -> Array:
-    vectors = jnp.vectorize(lambda T, Q: _eigenvectors(T, Q)[1], signature="(n,n),(n,n)->(n,n)")(form.T, form.Q)
-    return jax.lax.stop_gradient(vectors)
+    remedy = "differentiate eigenvalues(matrix), or apply jax.lax.stop_gradient to the form"
+    form = arguments.without_derivative("left_eigenvectors", "form", form, remedy=remedy)
+    *batch, n, _ = form.T.shape
+    T, Q = (matrix.reshape(math.prod(batch), n, n) for matrix in (form.T, form.Q))
+    return jax.vmap(_eigenvectors)(T, Q)[1].reshape(form.T.shape)
 
 
-def _smooth_eigenvectors(matrix: Array, values: Array) -> tuple[Array, Array]:
+def _smooth_eigenvectors(matrix: Array, values: Array, right: Array, left: Array) -> tuple[Array, Array]:
     """Right (columns) and left (rows) eigenvectors as differentiable functions of the matrix and its eigenvalues.
 
     With fixed vectors b, c near the left and right eigenvector, (A - value + b c^H) x = b holds for the eigenvector x
     with c^H x = 1, and that system is regular when the eigenvalue is simple. Elsewhere the fixed vectors are returned.
     """
-    n = matrix.shape[-1]
-    form = _schur(jax.lax.stop_gradient(matrix))
-    right, left = jax.lax.stop_gradient(_eigenvectors(form.T, form.Q))
-    scale = jnp.max(jnp.abs(form.T))
-    scale = jnp.where(scale > 0, scale, jnp.ones_like(scale)).astype(matrix.dtype)
-    identity = jnp.eye(n, dtype=matrix.dtype)
-
-    def vectors(value: Array, c: Array, b: Array) -> tuple[Array, Array]:
-        """`c` is the fixed right vector, `b` the fixed left one, as a column."""
-        near = jnp.abs(jnp.diagonal(form.T) - value) <= jnp.sqrt(jnp.finfo(matrix.dtype).eps) * jnp.abs(scale)
-        simple = jnp.sum(near) == 1
-        system = matrix - value * identity + scale * jnp.outer(b, c.conj())
-        system = jnp.where(simple, system, identity)
-        x = solve(system, scale * b[:, None])[:, 0]
-        y = solve(system.conj().T, scale * c[:, None])[:, 0]
-        return jnp.where(simple, x, c), jnp.where(simple, y, b).conj()
-
-    return jax.vmap(vectors, in_axes=(0, 1, 0), out_axes=(1, 0))(values, right, left.conj())
+    identity = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+    c, b = right.T, left.conj()
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix)))
+    scale = jnp.where(scale > 0, scale, jnp.ones_like(scale))
+    near = jnp.abs(values[:, None] - values[None, :]) <= jnp.sqrt(jnp.finfo(matrix.dtype).eps) * scale
+    simple = jnp.sum(near, 1, keepdims=True) == 1
+    scale = scale.astype(matrix.dtype)
+    systems = matrix[None] - values[:, None, None] * identity[None] + scale * b[:, :, None] * c[:, None, :].conj()
+    systems = jnp.where(simple[:, :, None], systems, identity[None])
+    # both kinds in one call, which compiles in half the time
+    systems = jnp.concatenate([systems, systems.conj().swapaxes(-1, -2)])
+    x, y = jnp.split(solve(systems, scale * jnp.concatenate([b, c])[:, :, None])[:, :, 0], 2)
+    return jnp.where(simple, x, c).T, jnp.where(simple, y, b).conj()

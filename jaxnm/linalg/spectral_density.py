@@ -17,7 +17,6 @@ from jaxnm.linalg.lanczos import (
     advance,
     checked_operator,
     dimension_of,
-    frozen_operator,
     initial_state,
     random_start,
     relative_asymmetry,
@@ -84,7 +83,7 @@ def spectral_density(
     Status:
       NONFINITE_INPUT: a product is not finite (the figures are NaN). NOT_SYMMETRIC: beyond sqrt(eps).
 
-    Cost: num_probes times `lanczos`. Not differentiable.
+    Cost: num_probes times `lanczos`. Not differentiable: a derivative raises TypeError.
     Source: Ubaru, Chen, Saad, SIAM J. Matrix Anal. Appl. 38 (2017), 1075-1099, algorithm 1; Golub, Meurant,
     "Matrices, Moments and Quadrature" (2010).
 
@@ -135,10 +134,7 @@ def trace_of_function(measure: SpectralMeasure, function: Callable[[Array], Arra
             f"[..., {measure.nodes.shape[0]}, {measure.nodes.shape[1]}], as its argument",
             "use elementwise operations",
         )
-    weights = jnp.broadcast_to(measure.weights, values.shape)
-    # a node without weight may be one where f is not finite
-    weighted = jnp.where(weights > 0, values.astype(weights.dtype), 0) * weights
-    return _mean_over_probes(jnp.sum(weighted, -1), jnp.asarray(measure.dimension, values.dtype))
+    return _trace(values, measure.weights, measure.dimension)
 
 
 def smoothed_density(measure: SpectralMeasure, points: Float[ArrayLike, "*points"], width: ArrayLike) -> TraceEstimate:
@@ -167,7 +163,7 @@ def smoothed_density(measure: SpectralMeasure, points: Float[ArrayLike, "*points
     arguments.check_number("smoothed_density", "width", width, "> 0", lambda value: value > 0, "try the grid spacing")
     dtype = measure.nodes.dtype
     points, width = (
-        jnp.asarray(value, dtype) for value in arguments.to_arrays("smoothed_density", points=points, width=width)
+        value.astype(dtype) for value in arguments.to_arrays("smoothed_density", points=points, width=width)
     )
     return _smoothed_density(measure, points, width)
 
@@ -179,6 +175,14 @@ def _smoothed_density(measure: SpectralMeasure, points: Array, width: Array) -> 
     gaussians = height * jnp.exp(-(distance**2) / 2)
     density = jnp.sum(gaussians * measure.weights[(None,) * points.ndim], -1)
     return _mean_over_probes(arguments.nan_unless(density, width > 0), jnp.ones((), width.dtype))
+
+
+@partial(jax.jit, static_argnums=2)
+def _trace(values: Array, weights: Array, dimension: int) -> TraceEstimate:
+    weights = jnp.broadcast_to(weights, values.shape)
+    # a node without weight may be one where f is not finite
+    weighted = jnp.where(weights > 0, values.astype(weights.dtype), 0) * weights
+    return _mean_over_probes(jnp.sum(weighted, -1), jnp.asarray(dimension, weights.dtype))
 
 
 def _mean_over_probes(values: Array, scale: Array) -> TraceEstimate:
@@ -196,7 +200,8 @@ def _mean_over_probes(values: Array, scale: Array) -> TraceEstimate:
 def _spectral_density(
     operator: Partial, starts: Any, num_steps: int, reorthogonalize: bool, batch_size: int
 ) -> tuple[Array, Array, Array, Array]:
-    frozen = frozen_operator(operator, jax.tree.map(lambda leaf: leaf[0], starts))
+    remedy = "differentiate extreme_eigenvalues, or apply jax.lax.stop_gradient to what the operator depends on"
+    frozen = arguments.without_derivative("spectral_density", "operator", operator, remedy=remedy)
 
     def probe(start: Any) -> tuple[Array, Array, Array, Array]:
         state = advance(frozen, initial_state(start, num_steps, reorthogonalize), jnp.int32(num_steps))

@@ -5,6 +5,9 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxnm import linalg
+from tests.compilation import QUICK
+
+EPS = np.finfo(float).eps
 
 FACTORIZATIONS = {
     "svd": lambda a: linalg.svd(a).singular_values,
@@ -93,6 +96,60 @@ def test_safe_norm_at_zero_complex_empty_and_along_an_axis():
     assert float(linalg.safe_norm(jnp.zeros(0))) == 0
     np.testing.assert_allclose(linalg.safe_norm(jnp.array([[3.0, 0.0], [4.0, 0.0]]), axis=0), [5, 0])
     check_grads(linalg.safe_norm, (jnp.array([0.3, -2.0, 1.0]),), order=2)
+
+
+SCALES = jnp.asarray([1e-160, 1.0, 1e160])
+
+
+def test_second_derivatives_in_any_units():
+    """The Hessian of a value of degree one is of degree minus one (jax #40185: NaN by plain svd)."""
+    a = np.random.default_rng(0).normal(size=(3, 3))
+    x = jnp.asarray([3.0, -4.0])
+
+    def hessians(scale):
+        largest = lambda a: linalg.svd(a).singular_values[0] + linalg.eigh(a).values[0]
+        return scale * jax.hessian(largest)(scale * a), scale * jax.hessian(linalg.safe_norm)(scale * x)
+
+    found = jax.jit(jax.vmap(hessians), compiler_options=QUICK)(SCALES)
+    largest = lambda a: jnp.linalg.svd(a, full_matrices=False)[1][0] + jnp.linalg.eigh(a)[0][0]
+    np.testing.assert_allclose(found[0][1], jax.jit(jax.hessian(largest))(a), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(found[1][1], np.array([[16, 12], [12, 9]]) / 125, rtol=1e-14)
+    for hessian in found:
+        np.testing.assert_allclose(hessian, np.broadcast_to(hessian[1], hessian.shape), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("values", [[0.7, 0.7, 0.7], [1.0, 1.0, 2.0], [1.0, 1 + 1e-9, 2.0], [0.5, 1.0, 2.0]])
+def test_smooth_symmetric_functions_have_two_derivatives_where_values_repeat(values):
+    """Sum of square roots by its closed form (jax #21896), and the squares of singular values."""
+    q = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    a = (q * values) @ q.T
+    total = lambda a: jnp.sum(jnp.sqrt(linalg.eigh(a).values))
+    squares = lambda a: jnp.sum(linalg.svd(a).singular_values ** 2)
+    both = lambda a: (jax.hessian(total)(a), jax.hessian(squares)(a), jax.grad(total)(a))
+    ours, of_squares, first = jax.jit(both, compiler_options=QUICK)(jnp.asarray(a))
+    # in the basis of the vectors, the first divided differences of the derivative 1 / (2 sqrt(x))
+    root = np.sqrt(values)
+    slopes = -1 / (2 * root * root[:, None] * (root + root[:, None]))
+    one = np.einsum("ai,bj,ij,ci,dj->abcd", q, q, slopes, q, q)
+    np.testing.assert_allclose(ours, (one + one.swapaxes(2, 3)) / 2, rtol=0, atol=10 * np.sqrt(EPS))
+    np.testing.assert_allclose(of_squares.reshape(9, 9), 2 * np.eye(9), rtol=0, atol=10 * np.sqrt(EPS))
+    np.testing.assert_allclose(first, (q / (2 * root)) @ q.T, rtol=0, atol=100 * EPS)
+
+
+def test_derivatives_of_factors_of_rectangular_and_complex_matrices():
+    """Gauge-free functions of the factors, against differences; entries of size 1e-160 as those of size one."""
+    random = np.random.default_rng(2)
+    for shape in ((4, 2), (2, 4)):
+        a = jnp.asarray(random.normal(size=shape) + 1j * random.normal(size=shape))
+        weights = jnp.asarray(random.normal(size=(2, *shape)))
+
+        def projected(a, weights=weights):
+            left, values, right = linalg.svd(a)
+            return (
+                jnp.sum(weights[0] * jnp.abs(left[:, :1] * values[0].astype(left.dtype) @ right[:1]) ** 2) + values[1]
+            )
+
+        check_grads(projected, (a,), order=1, atol=1e-6, rtol=1e-6)
 
 
 def test_precision_can_be_relaxed():

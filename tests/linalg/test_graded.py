@@ -285,7 +285,7 @@ _BASIS = lambda: graded_basis(_ONES)
     ("call", "error", "message"),
     [
         (lambda: graded_basis(jnp.arange(1, 4)), TypeError, "graded_basis: sizes is of dtype int"),
-        (lambda: graded_basis([1.0]), TypeError, "graded_basis: sizes is a list"),
+        (lambda: graded_basis([1.0, "b"]), TypeError, "graded_basis: sizes is a list"),
         (lambda: graded_basis(_ONES.astype(jnp.float16)), TypeError, "graded_basis: sizes is of dtype float16"),
         (lambda: graded_basis(_ONES.astype(complex)), TypeError, "graded_basis: sizes is of dtype complex"),
         (lambda: graded_basis(jnp.ones((3, 3))), ValueError, r"graded_basis: sizes is of shape \(3, 3\)"),

@@ -219,10 +219,10 @@ def test_small_spaces_and_invariant_ones():
 
 
 def test_fewer_distinct_eigenvalues_than_asked_for():
-    ends = _ends(np.eye(5), num_largest=2)
+    """Copies are found with a basis only; see test_units.py for those."""
+    ends = _ends(np.eye(5), num_largest=2, reorthogonalize=False)
     assert int(ends.status) == Status.NOT_CONVERGED
     np.testing.assert_allclose(ends.largest, [1, np.nan], rtol=1e-15)
-    assert bool(jnp.all(jnp.isnan(ends.largest_vectors[1])))
 
 
 def test_a_zero_start_and_starts_that_are_not_finite():

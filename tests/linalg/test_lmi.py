@@ -114,6 +114,21 @@ def test_a_constant_part_is_one_more_variable():
     assert 0.8 < float(solution.v[1] / solution.v[0]) < 1
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1e-8, 1e8, 1e200])
+def test_units_of_the_inequalities_change_no_margin(unit):
+    basis = _symmetric_basis(4)
+    solution = maximize_margin([jnp.asarray(unit * basis)])
+    assert int(solution.status) == Status.OK
+    assert float(solution.margin) == pytest.approx(0.25, abs=1e-9)
+    np.testing.assert_allclose(np.einsum("m,mij->ij", solution.v * unit, basis), np.eye(4) / 4, atol=1e-8)
+
+
+def test_a_derivative_raises():
+    blocks = jnp.asarray(_symmetric_basis(4))
+    with pytest.raises(TypeError, match="maximize_margin: an inequality is differentiated"):
+        jax.make_jaxpr(jax.grad(lambda blocks: maximize_margin([blocks]).margin))(blocks)
+
+
 def test_bad_members_are_said_and_alone():
     basis = jnp.asarray(_symmetric_basis(2))
     blocks = jnp.stack([basis, basis.at[0, 0, 0].set(jnp.nan), jnp.zeros_like(basis), basis])
