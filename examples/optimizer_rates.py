@@ -208,7 +208,10 @@ def compare(problem: Problem, name: str, factory: Factory, learning_rate: float)
 
     # the run that counts: from zero, as optax starts it
     start = jnp.zeros_like(solution)
+    # the method has the states of optax times these factors
+    to_method = np.asarray(fo.from_optax(factory(learning_rate)).state_units)
     deviations = run(learning_rate, start, factory(learning_rate).init(start)) - limit_point
+    deviations = to_method[:, None] * deviations
     distances = np.linalg.norm(deviations[:, 0], axis=-1)
     window = late_window(distances, float(jnp.linalg.norm(solution)))
     blocks = fo.iteration_matrix(analysis.method, problem.spectrum.eigenvalues)
@@ -219,6 +222,7 @@ def compare(problem: Problem, name: str, factory: Factory, learning_rate: float)
     worst = int(jnp.argmin(jnp.abs(problem.spectrum.eigenvalues - analysis.transient_curvature)))
     units = np.asarray(analysis.state_units)  # states that hold gradients, in units of the parameters
     block = np.asarray(blocks[worst]) * units[:, None] / units
+    from_run = units * to_method
     largest_growth = np.linalg.svd(np.linalg.matrix_power(block, int(analysis.transient_index)))[2][0]
 
     # and along the largest curvature, at learning rates on both sides of the limit
@@ -227,10 +231,10 @@ def compare(problem: Problem, name: str, factory: Factory, learning_rate: float)
 
     def run_near(learning_rate: float, states: np.ndarray, mode: int) -> np.ndarray:
         """Norms of the deviation, in units of the first, from `states` [n] along an eigenvector of the Hessian."""
-        deviation = NEAR * jnp.outer(states / units, problem.modes[:, mode])
+        deviation = NEAR * jnp.outer(states / from_run, problem.modes[:, mode])
         params = solution + deviation[0].reshape(solution.shape)
         state = optimizer_state(factory(learning_rate), params, deviation[1:])
-        deviations = units[:, None] * (run(learning_rate, params, state) - limit_point)
+        deviations = from_run[:, None] * (run(learning_rate, params, state) - limit_point)
         return np.linalg.norm(deviations, axis=(-2, -1)) / NEAR
 
     def rate_at(share: float) -> float:
@@ -241,7 +245,7 @@ def compare(problem: Problem, name: str, factory: Factory, learning_rate: float)
     casoratian = jax.vmap(fo.casoratian, (0, 0, 0, None))(x[:-2], x[1:-1], x[2:], jnp.zeros_like(x[0]))
     return Comparison(
         analysis=analysis,
-        deviations=deviations,
+        deviations=jnp.asarray(deviations),
         window=window,
         observed=fitted_rate(distances[window]),
         blocks=fitted_rate(linear_distances),

@@ -16,9 +16,9 @@ from jaxnm.first_order.hessian import Spectrum
 from jaxnm.first_order.linearization import check_affine, from_optax, is_affine, linearize
 from jaxnm.first_order.lyapunov import eigen_lyapunov_candidates, lyapunov_decrease, schur_lyapunov
 from jaxnm.first_order.methods import check_curvatures, curvatures_valid
-from jaxnm.first_order.rates import stability_limit, worst_curvature
+from jaxnm.first_order.rates import stability_limit, worst_or_fixed
 from jaxnm.first_order.spectral import spectral_radius, transient_growth
-from jaxnm.first_order.state_space import StateSpace, iteration_matrix
+from jaxnm.first_order.state_space import StateSpace, iteration_matrix, parameter_units
 from jaxnm.status import Status, first_failing, merge
 
 _INTERVAL_POINTS = 257
@@ -187,9 +187,11 @@ def analyze_learning_rates(
         "[batch] with batch >= 1",
         lambda shape: len(shape) == 1 and shape[0] > 0,
     )
-    linearization = jax.vmap(lambda rate: linearize(factory(rate), warmup_steps))(learning_rates)
+    linearization, measurement = jax.vmap(
+        lambda rate: linearize("analyze_learning_rates", factory(rate), warmup_steps)
+    )(learning_rates)
     if not isinstance(linearization.residual, jax.core.Tracer):
-        check_affine("analyze_learning_rates", linearization)
+        check_affine("analyze_learning_rates", linearization, measurement)
     affine = is_affine(linearization)
     curvatures = _curvatures("analyze_learning_rates", spectrum, learning_rates.dtype)
     only_affine = lambda leaf: arguments.nan_unless(leaf.astype(curvatures.values.dtype), affine, leaf.ndim - 1)
@@ -236,7 +238,8 @@ def _curvatures(function: str, spectrum: Any, dtype: Any) -> _Curvatures:
 
 
 def _analyze(given_method: StateSpace, given: _Curvatures, flags: tuple[Array, Array]) -> Analysis:
-    units, method = _in_parameter_units(given_method)
+    units = parameter_units(given_method)
+    method = given_method.rescaled(units)
     mu, L = jnp.min(given.values), jnp.max(given.values)
     if given.interval:
         mu, L = given.values
@@ -248,7 +251,7 @@ def _analyze(given_method: StateSpace, given: _Curvatures, flags: tuple[Array, A
             weights=jnp.full_like(values, 1 / _INTERVAL_POINTS),
             status=merge(given.status, out_of_range),
         )
-        worst = worst_curvature(method, mu, L)
+        worst = worst_or_fixed(method, mu, L)
         radii = spectral_radius(iteration_matrix(method, jnp.append(values, worst)))
         rate, radii = radii[-1], radii[:-1]
     else:
@@ -256,15 +259,6 @@ def _analyze(given_method: StateSpace, given: _Curvatures, flags: tuple[Array, A
         rate, worst = jnp.max(radii), given.values[jnp.argmax(radii)]
     analysis = _evaluate(method, given, radii, rate, worst, mu, L, flags)
     return dataclasses.replace(analysis, method=given_method, state_units=units)
-
-
-def _in_parameter_units(method: StateSpace) -> tuple[Array, StateSpace]:
-    """(units, the same method with state i multiplied by units[i]), so that a gradient enters all states alike."""
-    share = jnp.abs(method.B[:1]) / jnp.where(method.B == 0, jnp.ones_like(method.B), jnp.abs(method.B))
-    units = jnp.where((method.B == 0) | (share == 0), jnp.ones_like(share), share)
-    units = jax.lax.stop_gradient(units)
-    A = method.A * units[:, None] / units[None, :]
-    return units, StateSpace(A, method.B * units, method.C / units)
 
 
 @jax.jit

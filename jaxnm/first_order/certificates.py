@@ -3,14 +3,22 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int32
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxnm import arguments
-from jaxnm.first_order.lyapunov_inequalities import LyapunovSystem, lyapunov_system, num_unknowns, reduced
+from jaxnm.first_order.float_proof import proves, systems_of
+from jaxnm.first_order.lyapunov_inequalities import (
+    balanced,
+    forms_of,
+    lyapunov_system,
+    num_unknowns,
+    rows_of,
+    times_power,
+)
 from jaxnm.first_order.methods import check_curvatures, curvatures_valid
+from jaxnm.first_order.rate_certificate import RateCertificate as RateCertificate
 from jaxnm.first_order.rates import quadratic_rate
 from jaxnm.first_order.state_space import StateSpace
 from jaxnm.linalg import einsum, lmi
@@ -19,43 +27,9 @@ from jaxnm.status import Status, first_failing
 
 _SOLVES = 24  # the most trial rates
 _CPU_MEMBERS = 24  # worked on side by side: few, as the slowest of them sets the number of steps
+_LANES = 24  # a chunk has a multiple of it: one program for a member alone and beside others, so one answer
 _MEMBERS = 4096  # on other devices
-_MARGIN = 1e-13  # that counts as positive in float64: some hundred times the rounding of the blocks
-_MARGIN_SINGLE = 1e-6
-
-
-@flax.struct.dataclass
-class RateCertificate:
-    """A rate and its proof: V falls by rate^2 at every step, on every function of the class, and bounds the state.
-
-    With the function h = (f - mu |y|^2 / 2) / (L - mu), and everything relative to the minimizer,
-    V_k = e^T Q e + q . h, e = (state, gradients of h at the points of steps k to k + memory), h the values there.
-    """
-
-    rate: Float[Array, "*batch"]
-    """Per iterate of the error, not of its square: |state_k| <= constant * rate^k. At least 1 where there is none."""
-    Q: Float[Array, "*batch e e"]
-    """Symmetric, e = states + memory + 1."""
-    q: Float[Array, "*batch memory+1"]
-    """Factors of the function values."""
-    multipliers: Float[Array, "*batch p"]
-    """Of the inequalities between points: of the decrease, then of the positivity, as `function_classes.pairs_of`."""
-    margin: Float[Array, "*batch"]
-    """A lower bound of the eigenvalues of the two matrices and of the multipliers, where their traces and sum are one.
-
-    Positive for a proof; means nothing where there is none."""
-    quadratic_rate: Float[Array, "*batch"]
-    """The rate on quadratics: a lower bound."""
-    status: Int32[Array, "*batch"]
-    """OK, NONFINITE_INPUT, OUT_OF_RANGE, NOT_STABLE or NOT_CERTIFIED."""
-    method: StateSpace
-    """The method."""
-    mu: Float[Array, "*batch"]
-    """Smallest curvature."""
-    L: Float[Array, "*batch"]
-    """Largest curvature."""
-    memory: int = flax.struct.field(pytree_node=False)
-    """How many steps beyond the current one V looks at."""
+_SHARE = 0.01  # of 1 - rate: how closely it must be known
 
 
 class _Certified(NamedTuple):
@@ -63,10 +37,13 @@ class _Certified(NamedTuple):
 
     rate: Array
     v: Array
+    """In balanced units."""
     margin: Array
-    duals: tuple[Array, ...]
+    duals: Array
     scalar_duals: Array
     feasible: Array
+    accurate: Array
+    """Whether 1 - rate is known to a per cent."""
 
 
 def certify_rate(
@@ -85,23 +62,28 @@ def certify_rate(
         prove a smaller rate and costs more.
 
     Returns:
-      `RateCertificate(rate, Q, q, multipliers, margin, quadratic_rate, status, method, mu, L, memory)`. The rate is
-      accepted only with a positive margin, so it is never below the best one beyond rounding; it is above it by at most
-      about 1e-7 where the problem is well conditioned. `verify` turns it into an exact proof.
+      `RateCertificate(rate, Q, q, multipliers, margin, quadratic_rate, status, method, mu, L, memory)`. A rate below 1
+      is accepted only with a proof in floating-point numbers, rounding included (`is_proved`), so that `verify` makes
+      it an exact one. It is above the best one by at most about 1e-7 where the problem is well conditioned. Neither
+      the units of the state nor those of the function count: the method is balanced by powers of two first.
 
     Raises:
-      ValueError: Python numbers outside 0 <= mu <= L, a memory other than 0, 1, 2. TypeError: integer arrays.
+      ValueError: Python numbers outside 0 <= mu <= L, a memory other than 0, 1, 2, a batch of symbolic size in
+      `jax.export`. TypeError: integer arrays, halves, a memory that is no Python int, a second derivative.
 
     Status:
       NONFINITE_INPUT: NaN. OUT_OF_RANGE: traced mu, L outside 0 <= mu <= L (NaN). NOT_STABLE: the method does not even
       converge on quadratics; the rate is that on quadratics, 1 or above. NOT_CERTIFIED: no Lyapunov function of this
-      memory proves a rate below 1; the rate is 1. In both the gradient is zero.
+      memory proves a rate below 1, or rounding hides it; the rate is 1. In both the gradient is zero. INACCURATE: the
+      rate is proved, but 1 - rate may be more than a per cent below its best value, as far as the dual bound of the
+      margin says (in float64 at condition numbers of 1e6 and above).
 
     Cost: about 6 systems of linear matrix inequalities, each some 14 Newton steps on 12 unknowns (n = 2, memory 0) to
     56 (n = 4, memory 2); batches are worked through in chunks.
     Differentiable in the method, mu and L where the optimal multipliers are unique, by the envelope theorem, at the
-    cost of a few products; one-sided at kinks, such as the optimal step of gradient descent. First order only.
-    In float32 the rate is above by some 1e-3; claims need float64.
+    cost of a few products; one-sided at kinks, such as the optimal step of gradient descent. First order only: a
+    second derivative raises TypeError.
+    In float32 the rate is above by some 1e-3, often INACCURATE; claims need float64.
     Source: Taylor, Van Scoy, Lessard, ICML 2018 (arXiv:1803.06073), theorem 3; the inequalities: Taylor, Hendrickx,
     Glineur, Math. Program. 161 (2017), theorem 4.
 
@@ -112,12 +94,13 @@ def certify_rate(
     """
     name = "certify_rate"
     check_curvatures(name, mu, L, positive=False)
-    if memory not in (0, 1, 2) or isinstance(memory, bool):
+    arguments.check_count(name, "memory", memory)
+    if memory > 2:
         arguments.refuse(name, "memory", repr(memory), "0, 1 or 2", "choose one of them; it is static")
     A, B, C, mu, L = arguments.to_arrays(name, A=method.A, B=method.B, C=method.C, mu=mu, L=L)
     for label, value in (("mu", mu), ("L", L)):
         arguments.check_shape(name, label, value, "a number", lambda shape: shape == ())
-    return _certify(StateSpace(A, B, C), mu, L, (), memory)
+    return _certify(StateSpace(A, B, C), mu, L, (), int(memory))
 
 
 def check_lyapunov(
@@ -142,8 +125,8 @@ def check_lyapunov(
     Status:
       As `certify_rate`. NOT_CERTIFIED: this P proves no rate below 1, for one because it is not positive definite.
 
-    Cost: as `certify_rate`, with 6 unknowns. Differentiable in the method, mu and L, as `certify_rate`; the derivative
-    in P is 0, which is right only where P is optimal.
+    Cost: as `certify_rate`, with 6 unknowns. Differentiable in the method, mu and L, as `certify_rate`; not in P
+    (TypeError).
     Source: as `certify_rate`.
 
     Example:
@@ -154,6 +137,9 @@ def check_lyapunov(
     name = "check_lyapunov"
     check_curvatures(name, mu, L, positive=False)
     A, B, C, P, mu, L = arguments.to_arrays(name, A=method.A, B=method.B, C=method.C, P=P, mu=mu, L=L)
+    (P,) = arguments.without_derivative(
+        name, "P", (P,), remedy="differentiate in the method, mu or L; certify_rate finds the best P"
+    )
     arguments.check_shape(name, "P", P, f"{list(A.shape)}, one row a state", lambda shape: shape == A.shape)
     for label, value in (("mu", mu), ("L", L)):
         arguments.check_shape(name, label, value, "a number", lambda shape: shape == ())
@@ -178,25 +164,27 @@ def _certify(method: StateSpace, mu: Array, L: Array, own: tuple[Array, ...], me
     in_range = curvatures_valid(mu, L, positive=False)
     usable = finite & in_range
     calm = lambda array, other: jnp.where(usable, array, jnp.asarray(other, dtype))
-    method_ = jax.tree.map(lambda leaf: calm(leaf, 0), method)
-    mu_, L_ = calm(mu, 0.5), calm(L, 1)
-    on_quadratics = quadratic_rate(method_, mu_, L_)
-    basis = tuple(jax.lax.stop_gradient(_own_function(calm(P, 0))) for P in own)
-    certified = _with_derivative(memory, (method_, mu_, L_, jax.lax.stop_gradient(on_quadratics), basis))
-    unstable = ~(on_quadratics < 1)
+    units = balanced(jax.tree.map(lambda leaf: calm(leaf, 0), method), calm(mu, 0.5), calm(L, 1))
+    on_quadratics = quadratic_rate(units.method, units.mu, units.L)
+    exponents = jnp.pad(units.exponents, (0, memory + 1))
+    back = exponents[:, None] + exponents[None]  # of the entries of Q
+    basis = tuple(_own_function(times_power(_normalized(calm(P, 0)), -back[:n, :n])) for P in own)
+    certified = _with_derivative(memory, (units.method, units.mu, units.L, jax.lax.stop_gradient(on_quadratics), basis))
     rate = jnp.where(certified.feasible, certified.rate, jax.lax.stop_gradient(jnp.maximum(on_quadratics, 1)))
     status = first_failing(
         (~finite, Status.NONFINITE_INPUT),
         (~in_range, Status.OUT_OF_RANGE),
-        (unstable, Status.NOT_STABLE),
+        (~(on_quadratics < 1), Status.NOT_STABLE),
         (~certified.feasible, Status.NOT_CERTIFIED),
+        (~certified.accurate, Status.INACCURATE),
     )
     entries, values, _, _ = num_unknowns(n, memory)
     size = n + memory + 1
     lower = jnp.zeros((size, size), dtype).at[jnp.tril_indices(size)].set(certified.v[:entries])
+    Q = times_power(lower + jnp.tril(lower, -1).T, back)
     return RateCertificate(
         rate=arguments.nan_unless(rate, usable),
-        Q=arguments.nan_unless(lower + jnp.tril(lower, -1).T, usable, 2),
+        Q=arguments.nan_unless(Q, usable, 2),
         q=arguments.nan_unless(certified.v[entries : entries + values], usable, 1),
         multipliers=arguments.nan_unless(_multipliers(n, memory, certified.v, rate), usable, 1),
         margin=arguments.nan_unless(certified.margin, usable),
@@ -209,15 +197,15 @@ def _certify(method: StateSpace, mu: Array, L: Array, own: tuple[Array, ...], me
     )
 
 
+def _normalized(P: Array) -> Array:
+    """With a largest entry of about one, by a power of two."""
+    size = jnp.max(jnp.abs(jax.lax.stop_gradient(P)))
+    return times_power(P, -jnp.where(size > 0, jnp.frexp(size)[1], 0))
+
+
 def _multipliers(n: int, memory: int, v: Array, rate: Array) -> Array:
-    constant, per_square = lyapunov_system(_idle(n, v.dtype), memory).multipliers
-    table = jnp.asarray(constant, v.dtype) + rate**2 * jnp.asarray(per_square, v.dtype)
-    return jax.lax.stop_gradient(einsum("m,mp->p", v, table))
-
-
-def _idle(n: int, dtype: jnp.dtype) -> StateSpace:
-    """Any method: the multipliers do not depend on it."""
-    return StateSpace(jnp.zeros((n, n), dtype), jnp.zeros(n, dtype), jnp.zeros(n, dtype))
+    at_one, per_square = (jnp.asarray(table, v.dtype) for table in forms_of(n, memory).multipliers)
+    return jax.lax.stop_gradient(einsum("m,mp->p", v, at_one - (1 - rate) * (1 + rate) * per_square))
 
 
 # ----------------------------------------------------------------------------------------------- derivative and batches
@@ -233,18 +221,22 @@ def _with_derivative(memory: int, problem: Any) -> _Certified:
 def _with_derivative_jvp(memory: int, primals: tuple[Any], tangents: tuple[Any]) -> tuple[_Certified, _Certified]:
     (problem,), (change,) = primals, tangents
     certified = _with_derivative(memory, problem)
+    # the multipliers move with the problem, and nothing here says how
+    fixed, problem = arguments.without_derivative(
+        "certify_rate", "the gradient of the rate", (certified, problem),
+        remedy="use central differences of the gradient: only the first derivative is known",
+    )  # fmt: skip
 
     def lagrangian(problem: Any, rate: Array) -> Array:
         method, mu, L, _, _ = problem
-        system = lyapunov_system(reduced(method, mu, L), memory)
-        blocks, scalars = _at_rate(system, rate)
-        pairing = lambda dual, block: einsum("m,mab,ab->", certified.v, block, dual)
-        total = sum(map(pairing, certified.duals, blocks), jnp.zeros((), rate.dtype))
-        return total + einsum("m,mp,p->", certified.v, scalars, certified.scalar_duals)
+        system = lyapunov_system(rows_of(method, mu, L, memory), method.num_states, memory)
+        blocks, scalars = system.at((1 - rate) * (1 + rate))
+        paired = einsum("mabg,abg->m", blocks, fixed.duals) + einsum("mp,p->m", scalars, fixed.scalar_duals)
+        return jnp.sum(fixed.v * paired)
 
-    _, slope = jax.jvp(partial(lagrangian, problem), (certified.rate,), (jnp.ones_like(certified.rate),))
-    _, shift = jax.jvp(lambda problem: lagrangian(problem, certified.rate), (problem,), (change,))
-    good = certified.feasible & (slope > 0)
+    _, slope = jax.jvp(partial(lagrangian, problem), (fixed.rate,), (jnp.ones_like(fixed.rate),))
+    _, shift = jax.jvp(lambda problem: lagrangian(problem, fixed.rate), (problem,), (change,))
+    good = fixed.feasible & (slope > 0)
     tangent = jnp.where(good, -shift / jnp.where(good, slope, 1), 0)
     return certified, jax.tree.map(_zero_tangent, certified)._replace(rate=tangent)
 
@@ -255,23 +247,21 @@ def _zero_tangent(leaf: Array) -> Any:
     return jnp.zeros(leaf.shape, jax.dtypes.float0)
 
 
-def _at_rate(system: LyapunovSystem, rate: Array) -> tuple[tuple[Array, Array], Array]:
-    """The blocks [m, d, d], [m, d - 1, d - 1] and the scalars [m, p] for one member."""
-    square, dtype = rate**2, rate.dtype
-    constant, per_square = (jnp.asarray(part, dtype) for part in system.multipliers)
-    return (system.decrease[0] + square * system.decrease[1], system.positivity), constant + square * per_square
-
-
 def _batchable(memory: int) -> Any:
     """One member as a batch of one, and under `vmap`, nested or not, one batch of all."""
 
     @jax.custom_batching.custom_vmap
     def batch(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[Array, ...]) -> _Certified:
         operands = (method, mu, L, lowest, basis)
-        return map_blocks(partial(_chunk, memory=memory), operands, cpu=_CPU_MEMBERS, other=_MEMBERS)
+        return map_blocks(partial(_filled_up, memory), operands, cpu=_CPU_MEMBERS, other=_MEMBERS)
 
     @batch.def_vmap
     def rule(axis_size: int, in_batched: Any, *problem: Any) -> tuple[_Certified, Any]:
+        if not isinstance(axis_size, int):
+            arguments.refuse(
+                "certify_rate", "the batch", f"of the symbolic size {axis_size}", "a size known while tracing",
+                "export one program for each size",
+            )  # fmt: skip
         spread = lambda leaf, batched: leaf if batched else jnp.broadcast_to(leaf[None], (axis_size, *leaf.shape))
         problem = jax.tree.map(spread, problem, tuple(in_batched))
         together = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), problem)
@@ -286,112 +276,190 @@ def _batchable(memory: int) -> Any:
     return one
 
 
+def _filled_up(memory: int, *problem: Any) -> _Certified:
+    """`_chunk` of a multiple of `_LANES` members, the last one repeated."""
+    size = problem[1].shape[0]
+    more = -size % _LANES
+    fill = lambda leaf: jnp.pad(leaf, ((0, more), *((0, 0),) * (leaf.ndim - 1)), mode="edge")
+    return jax.tree.map(lambda leaf: leaf[:size], _chunk(*jax.tree.map(fill, problem), memory=memory))
+
+
 # ----------------------------------------------------------------------------------------------------- the search
+
+
+class _Best(NamedTuple):
+    """The proof for the smallest rate so far; the batch is last."""
+
+    v: Array
+    margin: Array
+    duals: Array
+    scalar_duals: Array
 
 
 class _Search(NamedTuple):
     """Trial rates of a chunk; the batch is last."""
 
+    metric: Array
+    """[d, d, 2, N]: the matrices that blocks are measured by, at first the identity, later those at `inside`, and"""
+    weights: Array
+    """[p, N]: the numbers that scalars are measured by."""
+    inside: Array
+    """[m, N]: unknowns of the best proof, or of the best trial before; zeros at first."""
+    floor: Array
+    """Where tangents of the margin vanish, by its dual bounds: no proof is below, up to rounding."""
     low: Array
     """No proof, or no convergence on quadratics."""
     high: Array
     """A proof, or 1."""
     trial: Array
-    best: lmi.Point
+    best: _Best
     """The proof for `high`."""
     found: Array
     done: Array
     solves: Array
+    nudge: Array
+    """How far above a predicted root a proof is looked for."""
 
 
 def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[Array, ...], memory: int) -> _Certified:
     """Newton's method on the largest margin as a function of the rate, between bounds.
 
     The margin rises with the rate and is nearly concave, so Newton's step from either side ends at or below the root.
+    A rate counts when its Lyapunov function is a proof in floating-point numbers, error bounds included. The matrices
+    of the proof are what the margin at the next rate is measured by: so however flat the feasible set becomes, it is
+    round to the solver, and a margin means as much at a condition number of 1e5 as at 10.
     """
-    dtype = mu.dtype
+    n, dtype = method.A.shape[-1], mu.dtype
     double = dtype == jnp.float64
-    smallest_margin, tolerance = (_MARGIN, 1e-8) if double else (_MARGIN_SINGLE, 1e-4)
-    nudge = jnp.asarray(2e-8 if double else 1e-4, dtype)
-    blocks_of = lambda method, mu, L: lyapunov_system(reduced(method, mu, L), memory)[:2]
-    decrease, positivity = jax.vmap(blocks_of)(method, mu, L)
-    tables = [jnp.asarray(part, dtype) for part in lyapunov_system(_idle(method.B.shape[1], dtype), memory).multipliers]
-    multipliers = [jnp.broadcast_to(table[None], (mu.shape[0], *table.shape)) for table in tables]
+    precision = 2e-8 if double else 1e-4  # of a rate far from one
+    last = partial(jax.tree.map, lambda array: jnp.moveaxis(array, 0, -1))
+    whole, moduli = last(jax.vmap(partial(systems_of, memory=memory))(method, mu, L))
+    system, basis = whole, last(basis)
     for ours in basis:
-        decrease = [einsum("cwm,cmab->cwab", ours, part) for part in decrease]
-        positivity = einsum("cwm,cmab->cwab", ours, positivity)
-        multipliers = [einsum("cwm,cmp->cwp", ours, part) for part in multipliers]
-    last = lambda array: jnp.moveaxis(array, 0, -1)
-    constant, per_square, positivity = last(decrease[0]), last(decrease[1]), last(positivity)
-    fixed, fixed_per_square = map(last, multipliers)
+        restrict = lambda array, ours=ours: einsum("wmN,m...N->w...N", ours, array)
+        system = jax.tree.map(restrict, system)
+    noise = 1e3 * jnp.finfo(dtype).eps  # of a matrix, relative to its terms: what lies below is not resolved
+    smallest_nudge = precision * jnp.clip(1e4 * (1 - lowest), 1e-6, 1)
 
-    def evaluate(rate: Array, idle: Array) -> tuple[lmi.Point, Array]:
-        """The largest margin, and its derivative by the square of the rate; idle members are not waited for."""
-        square = rate**2
-        blocks = (constant + square[None, None, None] * per_square, positivity)
-        scalars = fixed + square[None, None] * fixed_per_square
-        rows = blocks[0].shape[1] + blocks[1].shape[1] + scalars.shape[1]
+    def unknowns(v: Array) -> Array:
+        for ours in basis:
+            v = jnp.sum(v[:, None] * ours, 0)
+        return v
+
+    def evaluate(search: _Search) -> tuple[lmi.Point, Array, tuple[Array, Array, Array, Array]]:
+        """The largest margin, its derivative by the square of the rate, (duals, scalar duals, new metric, new weights).
+
+        The duals are in the units of the blocks, less what normalizes; members that are done are not waited for.
+        """
+        rate, weights = search.trial, 1 / search.weights
+        roots = lmi.inverse_root(search.metric)
+        plain, plain_scalars = system.at((1 - rate) * (1 + rate))
+        block, scalars = plain, plain_scalars
+        m = block.shape[0]
+        both = lmi.sandwich(roots, jnp.concatenate([block, system.blocks_per_square]), roots.swapaxes(0, 1))
+        both = (both + both.swapaxes(1, 2)) / 2
+        block, subtracted = both[:m], both[m:]
+        scalars, scalars_subtracted = scalars * weights[None], system.scalars_per_square * weights[None]
+        rows = 2 * block.shape[1] + scalars.shape[1]
 
         def settled(point: lmi.Point) -> Array:
             gap = point.bound - point.margin
             small = jnp.maximum((1e-12 if double else 3e-7) / rows, 0.02 * jnp.abs(point.margin))
-            return idle | ((point.infeasibility < 1e-6) & (gap <= small))
+            return search.done | ((point.infeasibility < 1e-6) & (gap <= small))
 
-        point = lmi.solve(blocks, scalars, lmi.start_of(blocks, scalars), settled, 40)
-        (change,), numbers = lmi.combine((per_square,), fixed_per_square, point.v)
-        slope = jnp.sum(point.duals[0] * change, (0, 1)) + jnp.sum(point.scalar_duals * numbers, 0)
-        traces = lmi.trace_of((per_square,), fixed_per_square)
-        return point, slope - point.margin * jnp.sum(traces * point.v, 0)
+        point = lmi.solve((block,), scalars, lmi.start_of((block,), scalars, search.inside), settled, 40)
+        unit = jnp.eye(block.shape[1], dtype=dtype)[..., None, None]
+        dual = point.duals[0] - lmi.spread(point.margin, unit) * unit
+        scalar_dual = point.scalar_duals - point.margin[None]
+        slope = jnp.sum(subtracted * dual[None], (1, 2, 3)) + jnp.sum(scalars_subtracted * scalar_dual[None], 1)
+        slope = jnp.sum(point.v * slope, 0)
+        dual = lmi.multiply(lmi.multiply(roots.swapaxes(0, 1), dual), roots)
+        v = unknowns(point.v)
+        (slack,), numbers = lmi.combine((plain,), plain_scalars, point.v)
+        (sizes,), number_sizes = lmi.combine((moduli.blocks,), moduli.scalars, jnp.abs(v))
+        shift = jnp.maximum(-2 * point.margin, 0)
+        metric = rows * (slack + lmi.spread(shift, slack) * search.metric + noise * sizes * unit)
+        new_weights = rows * (numbers + shift[None] * search.weights + noise * number_sizes)
+        return point, slope, (dual, scalar_dual * weights, metric, new_weights)
 
     def step(search: _Search) -> _Search:
-        point, slope = evaluate(search.trial, search.done)
-        proved = point.margin > smallest_margin
-        better = proved & ~search.done & (search.trial <= search.high)
-        best = jax.tree.map(
-            lambda old, new: jnp.where(jnp.expand_dims(better, tuple(range(old.ndim - 1))), new, old),
-            search.best,
-            point,
-        )
-        high = jnp.where(better, search.trial, search.high)
-        low = jnp.where(~proved & ~search.done, search.trial, search.low)
-        square = search.trial**2 - point.margin / jnp.where(slope > 0, slope, 1)
-        root = jnp.sqrt(jnp.maximum(square, 0))
-        inside = (slope > 0) & (root > low) & (root < high)
-        close = jnp.abs(root - search.trial) < 1e3 * nudge
-        trial = jnp.where(inside, root + jnp.where(close, nudge, 0), (low + high) / 2)
-        # after some trials, halve every other time
-        trial = jnp.where((search.solves > 8) & (search.solves % 2 == 0), (low + high) / 2, trial)
-        # a root beyond 1: look at 1 itself
-        beyond = ~proved & ~(search.found | proved) & (slope > 0) & (root >= 1)
-        trial = jnp.where(beyond, 1, jnp.minimum(trial, 1))
-        found = search.found | better
-        hopeless = ~found & (search.trial >= 1)
-        tight = better & (slope > 0) & (search.trial - root < 4 * nudge)
-        done = search.done | hopeless | tight | (found & (high - low < tolerance)) | (search.solves + 1 >= _SOLVES)
-        return _Search(low, high, trial, best, found, done, search.solves + 1)
+        trial, active, nudge = search.trial, ~search.done, search.nudge
+        point, slope, (dual, scalar_dual, new_metric, new_weights) = evaluate(search)
+        v = unknowns(point.v)
+        # at one itself there is nothing to prove, but a positive margin says that there is a proof below
+        proved = proves(whole, moduli, v, trial, n, memory)
+        positive = proved | ((trial >= 1) & (point.margin > 0))
+        rising = slope > 0
 
-    start_blocks = (constant + per_square, positivity)
-    start = lmi.start_of(start_blocks, fixed + fixed_per_square)
+        def root_of(margin: Array) -> Array:
+            shortfall = (1 - trial) * (1 + trial) + margin / jnp.where(rising, slope, 1)
+            return 1 - shortfall / (1 + jnp.sqrt(jnp.maximum(1 - shortfall, 0)))
+
+        # a solve that rounding broke off says nothing
+        sound = jnp.abs(point.bound - point.margin) < 0.1
+        root = root_of(point.margin)
+        # nearly concave: a tangent's root is below the true one, if the bounds are right to their difference
+        bound = jnp.maximum(point.margin, point.bound) + jnp.abs(point.bound - point.margin)
+        safe_root = jnp.where(rising, root_of(bound), 0)
+        better = proved & active & (trial <= search.high)
+        safe_root = jnp.where(sound & active, safe_root, 0)
+        floor = jnp.where(better & (search.floor > trial), safe_root, jnp.maximum(search.floor, safe_root))
+        new = _Best(v, point.margin, dual, scalar_dual)
+        best = jax.tree.map(lambda old, new: jnp.where(lmi.spread(better, old), new, old), search.best, new)
+        high = jnp.where(better, trial, search.high)
+        low = jnp.where(~positive & sound & active, trial, search.low)
+        # what was seen before in units that did not suit counts no more
+        low = jnp.where(better & ~search.found, lowest, low)
+        middle = (jnp.where(positive, low, trial) + high) / 2
+        inside = sound & rising & (root > low) & (root < high)
+        close = jnp.abs(root - trial) < 1e3 * nudge
+        following = jnp.where(inside, root + jnp.where(close, nudge, 0), middle)
+        # after some trials, halve every other time
+        following = jnp.where((search.solves > 8) & (search.solves % 2 == 0), middle, following)
+        # a root beyond 1: look at 1 itself
+        found = search.found | better
+        beyond = ~positive & ~found & rising & (root >= 1)
+        following = jnp.where(beyond, 1, jnp.minimum(following, 1))
+        hopeless = ~found & ~positive & (trial >= 1)
+        tight = better & rising & (trial - root < 4 * nudge)
+        narrow = found & (high - low < nudge / 2)
+        done = search.done | hopeless | tight | narrow | (search.solves + 1 >= _SOLVES)
+        usable = jnp.all(jnp.isfinite(new_metric), (0, 1, 2)) & jnp.all(new_weights > 0, 0)
+        # in float32 the change of units rounds away more than it gains
+        usable &= double & (better | (~found & (point.margin > -0.01)))
+        choose = lambda new, old: jnp.where(lmi.spread(usable, new), new, old)
+        metric, weights = choose(new_metric, search.metric), choose(new_weights, search.weights)
+        start = choose(point.v, search.inside)
+        largest_nudge = (16 if double else 1) * smallest_nudge
+        nudge = jnp.where(~positive & search.found, jnp.minimum(4 * nudge, largest_nudge), nudge)
+        return _Search(metric, weights, start, floor, low, high, following, best, found, done, search.solves + 1, nudge)
+
+    size, m, rows = mu.shape[0], whole.blocks.shape[0], whole.blocks.shape[1]
+    zeros = lambda *shape: jnp.zeros((*shape, size), dtype)
+    nothing = _Best(zeros(m), zeros(), zeros(rows, rows, 2), zeros(whole.scalars.shape[1]))
     hopeless = ~(lowest < 1)
     search = _Search(
+        metric=jnp.broadcast_to(jnp.eye(rows, dtype=dtype)[..., None, None], (rows, rows, 2, size)),
+        weights=jnp.ones((whole.scalars.shape[1], size), dtype),
+        inside=jnp.zeros(system.blocks.shape[:1] + mu.shape, dtype),
+        floor=lowest,
         low=lowest,
         high=jnp.ones_like(lowest),
-        trial=jnp.minimum(lowest + nudge, 1),
-        best=start,
+        trial=jnp.minimum(lowest + smallest_nudge, 1),
+        best=nothing,
         found=jnp.zeros_like(hopeless),
         done=hopeless,
         solves=jnp.int32(0),
+        nudge=smallest_nudge,
     )
     search = jax.lax.while_loop(lambda search: ~jnp.all(search.done), step, search)
-    first = lambda array: jnp.moveaxis(array, -1, 0)
-    v = first(search.best.v)
-    for ours in basis:
-        v = einsum("cw,cwm->cm", v, ours)
+    best = jax.tree.map(lambda array: jnp.moveaxis(array, -1, 0), search.best)
     return _Certified(
         rate=search.high,
-        v=v,
-        margin=search.best.margin,
-        duals=tuple(first(dual) for dual in search.best.duals),
-        scalar_duals=first(search.best.scalar_duals),
+        v=best.v,
+        margin=best.margin,
+        duals=best.duals,
+        scalar_duals=best.scalar_duals,
         feasible=search.found,
+        accurate=search.high - search.floor <= _SHARE * (1 - search.high),
     )

@@ -6,20 +6,17 @@ in the (y, g) and a linear form in the f whose sum is nonnegative on every funct
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-
-from jaxnm.linalg import einsum
+from jaxtyping import Float
 
 
 class Inequalities(NamedTuple):
     """`e^T quadratic[k] e + values[k] f >= 0` in the coordinates e and the function values f."""
 
-    quadratic: Float[Array, "k d d"]
+    quadratic: Float[np.ndarray, "k d d"]
     """Symmetric."""
     values: Float[np.ndarray, "k points"]
-    """Integers -1, 0, 1, known beforehand."""
+    """Integers -1, 0, 1."""
 
 
 def pairs_of(num_points: int) -> np.ndarray:
@@ -27,7 +24,7 @@ def pairs_of(num_points: int) -> np.ndarray:
     return np.array([(i, j) for j in range(num_points) for i in range(num_points) if i != j])
 
 
-def smooth_convex(positions: Float[Array, "points d"], gradients: Float[Array, "points d"]) -> Inequalities:
+def smooth_convex(positions: Float[np.ndarray, "points d"], gradients: Float[np.ndarray, "points d"]) -> Inequalities:
     """Convex functions with a 1-Lipschitz gradient: f_i - f_j - g_j (y_i - y_j) - |g_i - g_j|^2 / 2 >= 0.
 
     Positions and gradients are rows: linear forms in d coordinates. L-smooth mu-strongly convex functions come down to
@@ -38,14 +35,9 @@ def smooth_convex(positions: Float[Array, "points d"], gradients: Float[Array, "
     first, second = pairs_of(positions.shape[0]).T
     between = positions[first] - positions[second]
     jump = gradients[first] - gradients[second]
-    product = einsum("ka,kb->kab", gradients[second], between)
-    quadratic = -(product + product.swapaxes(1, 2)) / 2 - einsum("ka,kb->kab", jump, jump) / 2
+    product = np.einsum("ka,kb->kab", gradients[second], between)
+    quadratic = -(product + product.swapaxes(1, 2)) / 2 - np.einsum("ka,kb->kab", jump, jump) / 2
     values = np.zeros((len(first), positions.shape[0]))
     values[np.arange(len(first)), first] += 1
     values[np.arange(len(first)), second] -= 1
     return Inequalities(quadratic, values)
-
-
-def with_minimizer(rows: Float[Array, "points d"]) -> Float[Array, "points+1 d"]:
-    """The rows and one of zeros: the minimizer is the origin, with gradient and value zero."""
-    return jnp.concatenate([rows, jnp.zeros_like(rows[:1])], 0)

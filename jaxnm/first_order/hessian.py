@@ -104,7 +104,7 @@ def hessian_spectrum(
                 "cast them, and keep integers out of the tree",
                 error=TypeError,
             )
-    value = jax.eval_shape(loss, params)
+    loss, value = arguments.hoist_tracers("hessian_spectrum", "loss", loss, params)
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         arguments.refuse(
             "hessian_spectrum",
@@ -114,7 +114,6 @@ def hessian_spectrum(
             "reduce it with a mean or a sum",
             error=TypeError,
         )
-    loss = loss if isinstance(loss, Partial) else Partial(loss)
     if method == "dense":
         return _dense(loss, params)
     if key is None:
@@ -123,7 +122,9 @@ def hessian_spectrum(
     end_key, probe_key = jax.random.split(key)
     product = Partial(_hessian_product, loss, params)
     ends = extreme_eigenvalues(product, params, key=end_key, num_steps=num_steps, tolerance=tolerance)
-    measure = spectral_density(product, params, key=probe_key, num_steps=num_steps, num_probes=num_probes)
+    # the nodes are constants for a derivative
+    fixed = jax.lax.stop_gradient(product)
+    measure = spectral_density(fixed, params, key=probe_key, num_steps=num_steps, num_probes=num_probes)
     nodes, weights = measure.nodes.reshape(-1), measure.weights.reshape(-1) / num_probes
     order = jnp.argsort(nodes)
     # a probe may reach further than the run for the ends, if that has not converged

@@ -143,8 +143,8 @@ def eigen_lyapunov(
     Raises:
       TypeError: an integer dtype. ValueError: not square, or a negative slack as a Python number.
 
-    Cost: one Schur form and n triangular solves. Not differentiable (eigenvectors of repeated eigenvalues are not);
-    `jaxnm.linalg.solve_discrete_lyapunov` gives a differentiable one.
+    Cost: one Schur form and n triangular solves. Not differentiable (TypeError: eigenvectors of repeated
+    eigenvalues are not); `jaxnm.linalg.solve_discrete_lyapunov` gives a differentiable one.
 
     Example:
       >>> P = eigen_lyapunov(jnp.array([[0.5, 1.0], [0.0, 0.5]]), slack=0.1)
@@ -157,6 +157,9 @@ def eigen_lyapunov(
     if arguments.is_number(slack):
         slack = jnp.asarray(slack, jnp.finfo(matrix.dtype).dtype)
     (slack,) = arguments.to_arrays("eigen_lyapunov", slack=slack)
+    matrix, slack = arguments.without_derivative(
+        "eigen_lyapunov", "an argument", (matrix, slack), remedy="use jaxnm.linalg.solve_discrete_lyapunov"
+    )
     return _eigen_lyapunov(matrix, slack)
 
 

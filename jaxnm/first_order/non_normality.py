@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from jaxnm import arguments
+from jaxnm.first_order.rates import once_differentiable
 from jaxnm.first_order.spectral import spectral_radius
 from jaxnm.linalg import eigenvalues, eigh, solve, svd
 
@@ -114,7 +115,7 @@ def numerical_radius(matrix: Num[ArrayLike, "*batch n n"]) -> CertifiedMaximum:
       TypeError: an integer dtype. ValueError: not square.
 
     Cost: about 1,600 eigenvalue problems of size n a member. `value` is differentiable where the maximal direction is
-    unique and its eigenvalue simple; `upper_bound` has derivative 0.
+    unique and its eigenvalue simple; `upper_bound` has the same derivative. A second derivative raises TypeError.
     Source: C. R. Johnson, "Numerical determination of the field of values", SIAM J. Numer. Anal. 15 (1978), 595-602.
 
     Example:
@@ -128,7 +129,8 @@ def numerical_radius(matrix: Num[ArrayLike, "*batch n n"]) -> CertifiedMaximum:
 
 @jax.jit
 def _numerical_radius(matrix: Array) -> CertifiedMaximum:
-    return CertifiedMaximum(*jnp.vectorize(_numerical_radius_member, signature="(n,n)->(),()")(matrix))
+    members = jnp.vectorize(_numerical_radius_member, signature="(n,n)->(),()")
+    return CertifiedMaximum(*once_differentiable("numerical_radius", members, matrix))
 
 
 def _numerical_radius_member(matrix: Array) -> tuple[Array, Array]:
@@ -138,7 +140,9 @@ def _numerical_radius_member(matrix: Array) -> tuple[Array, Array]:
     hermitian, skew = (matrix + matrix.conj().T) / 2, 1j * (matrix - matrix.conj().T) / 2
     lowest, angle = _lowest_on_circle(*jax.lax.stop_gradient((jnp.zeros_like(matrix), -hermitian, -skew)))
     value = -_smallest_eigenvalue(_on_circle(jnp.zeros_like(matrix), -hermitian, -skew, angle, 1.0))
-    return arguments.nan_unless(value, finite), arguments.nan_unless(jnp.maximum(-lowest, value), finite)
+    # the bound moves with the value, up to the gap between them
+    gap = jax.lax.stop_gradient(jnp.maximum(-lowest - value, 0))
+    return arguments.nan_unless(value, finite), arguments.nan_unless(value + gap, finite)
 
 
 def kreiss_constant(matrix: Num[ArrayLike, "*batch n n"]) -> CertifiedMaximum:
@@ -163,7 +167,7 @@ def kreiss_constant(matrix: Num[ArrayLike, "*batch n n"]) -> CertifiedMaximum:
 
     Cost: about 150 circles a member, each some 3 eigenvalue problems of size 2n and 40 `svd` of size n.
     Accuracy: levels are told apart to sqrt(eps) relative, and the chords of the last intervals add about 1e-4.
-    Not differentiable.
+    Not differentiable (TypeError).
     Source: Trefethen, Embree, "Spectra and Pseudospectra" (2005), section 18; the level sets as in Boyd, Balakrishnan,
     Systems & Control Letters 15 (1990), 1-7, for discrete time.
 
@@ -173,13 +177,19 @@ def kreiss_constant(matrix: Num[ArrayLike, "*batch n n"]) -> CertifiedMaximum:
     """
     (matrix,) = arguments.to_arrays("kreiss_constant", matrix=matrix)
     arguments.check_square("kreiss_constant", "matrix", matrix)
+    (matrix,) = arguments.without_derivative(
+        "kreiss_constant",
+        "the matrix",
+        (matrix,),
+        remedy="use differences, or transient_growth, which is differentiable",
+    )
     return _kreiss_constant(matrix)
 
 
 @jax.jit
 def _kreiss_constant(matrix: Array) -> CertifiedMaximum:
     member = jnp.vectorize(_kreiss_member, signature="(n,n)->(),()")
-    return CertifiedMaximum(*member(jax.lax.stop_gradient(matrix)))
+    return CertifiedMaximum(*member(matrix))
 
 
 def _kreiss_member(matrix: Array) -> tuple[Array, Array]:

@@ -6,7 +6,9 @@ that are real with |z| = r. There, Im(d conj(n)) = sin(theta) U(cos theta) with 
 real roots are found with certainty. Everything below reads off these *crossings*.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,15 +46,15 @@ def quadratic_rate(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayL
     affine in lam, so Jury's conditions at every radius cut out an interval). n >= 3: no curvature of the interval
     exceeds the returned rate by more than a factor 1 + 1000 eps where the dominant eigenvalues are well conditioned; at
     a multiple root of order p a peak narrower than eps^(1/p) can be missed.
-    Differentiable where the worst curvature is unique (one-sided elsewhere) and `spectral_radius` is; second
-    derivatives only where the worst curvature is an end of the interval.
+    Differentiable where the worst curvature is unique (one-sided elsewhere) and `spectral_radius` is; n >= 3: a second
+    derivative raises TypeError.
 
     Example:
       >>> from jaxnm.first_order import gradient_descent
       >>> float(quadratic_rate(gradient_descent(0.5), 1.0, 3.0))
       0.5
     """
-    return _quadratic_rate(method, *_interval("quadratic_rate", method, mu, L))
+    return _quadratic_rate(*_interval("quadratic_rate", method, mu, L))
 
 
 def worst_curvature(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> Float[Array, ""]:
@@ -69,15 +71,19 @@ def worst_curvature(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[Array
     Raises:
       ValueError: Python numbers outside 0 <= mu <= L. Traced ones give NaN.
 
-    Cost: that of `quadratic_rate`. Differentiable where it is an end of the interval (then it is that end); an
-    interior worst curvature has derivative 0 by convention.
+    Cost: that of `quadratic_rate`. n <= 2: differentiable, as it is an end of the interval. n >= 3: not differentiable
+    (TypeError), as it can be inside.
 
     Example:
       >>> from jaxnm.first_order import gradient_descent
       >>> float(worst_curvature(gradient_descent(0.5), 1.0, 3.5))
       3.5
     """
-    return _worst_curvature(method, *_interval("worst_curvature", method, mu, L))
+    operands = _interval("worst_curvature", method, mu, L)
+    if method.num_states > 2:
+        remedy = "differentiate quadratic_rate: how an interior worst curvature moves is not known"
+        operands = arguments.without_derivative("worst_curvature", "an argument", operands, remedy=remedy)
+    return worst_or_fixed(*operands)
 
 
 def is_stable(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> Bool[Array, ""]:
@@ -102,7 +108,7 @@ def is_stable(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, 
       >>> bool(is_stable(gradient_descent(0.5), 1.0, 3.9)), bool(is_stable(gradient_descent(0.5), 1.0, 4.0))
       (True, False)
     """
-    rate = _quadratic_rate(method, *_interval("is_stable", method, mu, L))
+    rate = _quadratic_rate(*_interval("is_stable", method, mu, L))
     return rate < 1 - (_LEVEL_MARGIN if method.num_states > 2 else 8 * method.num_states) * jnp.finfo(rate.dtype).eps
 
 
@@ -120,27 +126,41 @@ def stability_limit(method: StateSpace) -> Float[Array, ""]:
     Cost: n <= 2: Jury's three affine conditions. n >= 3: the crossings of the unit circle.
     Accuracy: n <= 2: rounding. n >= 3: that of a root of the characteristic polynomial on the circle, eps times its
     condition: poor where eigenvalues meet there.
-    Differentiable where the limit is positive and finite; for n >= 3 to first order only.
+    Differentiable where the limit is positive and finite; for n >= 3 a second derivative raises TypeError.
 
     Example:
       >>> from jaxnm.first_order import heavy_ball
       >>> round(float(stability_limit(heavy_ball(0.1, 0.9))), 4)
       38.0
     """
-    return _stability_limit(method)
+    return _stability_limit(StateSpace(*arguments.to_arrays("stability_limit", A=method.A, B=method.B, C=method.C)))
 
 
-def _interval(function: str, method: StateSpace, mu: ArrayLike, L: ArrayLike) -> list[Array]:
+def _interval(function: str, method: StateSpace, mu: ArrayLike, L: ArrayLike) -> tuple[StateSpace, Array, Array]:
     check_curvatures(function, mu, L, positive=False)
-    arrays = arguments.to_arrays(function, A=method.A, mu=mu, L=L)[1:]
-    for name, array in zip(("mu", "L"), arrays, strict=True):
+    A, B, C, mu, L = arguments.to_arrays(function, A=method.A, B=method.B, C=method.C, mu=mu, L=L)
+    for name, array in (("mu", mu), ("L", L)):
         arguments.check_real(function, name, array)
         arguments.check_shape(function, name, array, "a scalar, shape ()", lambda shape: shape == ())
-    return arrays
+    return StateSpace(A, B, C), mu, L
+
+
+def once_differentiable(name: str, function: Callable[..., Any], *operands: Any) -> Any:
+    """A function of which a second derivative raises TypeError: its first one holds something fixed that moves."""
+    guarded = jax.custom_jvp(function)
+
+    @guarded.defjvp
+    def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+        remedy = "use differences of the gradient: only the first derivative is known"
+        fixed = arguments.without_derivative(name, "the gradient", primals, remedy=remedy)
+        return guarded(*primals), jax.jvp(function, fixed, tangents)[1]
+
+    return guarded(*operands)
 
 
 @jax.jit
-def _worst_curvature(method: StateSpace, mu: Array, L: Array) -> Array:
+def worst_or_fixed(method: StateSpace, mu: Array, L: Array) -> Array:
+    """The worst curvature; it moves with an end of the interval, and not inside it, where the rate does not feel it."""
     if method.num_states > 2:
         curvature = _highest(*jax.lax.stop_gradient((method, mu, L)))
         worst = jnp.where(curvature == mu, mu, jnp.where(curvature == L, L, curvature))
@@ -151,7 +171,10 @@ def _worst_curvature(method: StateSpace, mu: Array, L: Array) -> Array:
 
 @jax.jit
 def _quadratic_rate(method: StateSpace, mu: Array, L: Array) -> Array:
-    return _rate_at(method, _worst_curvature(method, mu, L))
+    worst_rate = lambda method, mu, L: _rate_at(method, worst_or_fixed(method, mu, L))
+    if method.num_states > 2:
+        return once_differentiable("quadratic_rate", worst_rate, method, mu, L)
+    return worst_rate(method, mu, L)
 
 
 def _rate_at(method: StateSpace, curvature: Array) -> Array:
@@ -266,7 +289,10 @@ def _real_roots(coefficients: Array) -> Array:
 
 @jax.jit
 def _stability_limit(method: StateSpace) -> Array:
-    limit = _limit_by_jury(method) if method.num_states <= 2 else _limit_by_crossings(method)
+    if method.num_states <= 2:
+        limit = _limit_by_jury(method)
+    else:
+        limit = once_differentiable("stability_limit", _limit_by_crossings, method)
     return arguments.nan_unless(limit, trees.all_finite(method))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxnm import arguments
+from jaxnm import arguments, trees
 from jaxnm.first_order.methods import check_curvatures, curvatures_valid, three_parameter
 from jaxnm.first_order.spectral import spectral_norm
 from jaxnm.first_order.state_space import StateSpace, iteration_matrix
@@ -101,5 +101,5 @@ def _time_varying_rate(method: StateSpace, eigenvalues: Array) -> Array:
 
     start = jnp.broadcast_to(identity[(None,) * eigenvalues.ndim], (*eigenvalues.shape, *identity.shape))
     product, _ = jax.lax.scan(step, start, method)
-    finite = jnp.isfinite(eigenvalues) & jnp.all(jnp.isfinite(method.A)) & jnp.all(jnp.isfinite(method.B))
+    finite = jnp.isfinite(eigenvalues) & trees.all_finite(method)
     return arguments.nan_unless(spectral_norm(product), finite)

@@ -118,7 +118,7 @@ def _transient_growth(matrix: Array, num_steps: int) -> TransientGrowth:
     start = (identity, jnp.ones(batch, real), jnp.zeros(batch, jnp.int32))
     (_, peak, index), _ = jax.lax.scan(step, start, jnp.arange(1, num_steps + 1, dtype=jnp.int32))
     finite = jnp.all(jnp.isfinite(matrix), (-2, -1))
-    return TransientGrowth(arguments.nan_unless(peak, finite), index)
+    return TransientGrowth(arguments.nan_unless(peak, finite), jnp.where(finite, index, 0))
 
 
 def spectral_norm(matrix: Array) -> Array:

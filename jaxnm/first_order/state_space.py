@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxnm import arguments
+from jaxnm.linalg import matmul
 
 
 @flax.struct.dataclass
@@ -27,6 +28,10 @@ class StateSpace:
     def num_states(self) -> int:
         """Number n of states a coordinate has: 1 for gradient descent, 2 with momentum."""
         return self.A.shape[-1]
+
+    def rescaled(self, units: Float[Array, "n"]) -> "StateSpace":
+        """The same method with state i multiplied by units[i] > 0."""
+        return StateSpace(self.A * (units[:, None] / units[None, :]), self.B * units, self.C / units)
 
 
 def state_space(A: Float[ArrayLike, "n n"], B: Float[ArrayLike, "n"], C: Float[ArrayLike, "n"]) -> StateSpace:
@@ -82,6 +87,40 @@ def iteration_matrix(method: StateSpace, eigenvalue: Float[ArrayLike, "*batch"])
     """
     (eigenvalue,) = arguments.to_arrays("iteration_matrix", eigenvalue=_like(eigenvalue, method.A))
     return _iteration_matrix(method, eigenvalue)
+
+
+def responses(A: Float[Array, "n n"], B: Float[Array, "n"]) -> Float[Array, "n"]:
+    """The size of the first change of each state after a unit gradient; zero where no gradient gets to it.
+
+    A change of the units of the states multiplies the result by the factors between the units, and nothing else does.
+    """
+    state, found = B, jnp.abs(B)
+    for _ in range(A.shape[-1] - 1):
+        state = matmul(A, state)
+        found = jnp.where(found > 0, found, jnp.abs(state))
+    return found
+
+
+def parameter_units(method: StateSpace, *, powers_of_two: bool = False) -> Float[Array, "n"]:
+    """The factors that bring the states to the size of the first one, which is the parameters.
+
+    In these units a gradient first changes all states by the same amount. States that no gradient gets to keep theirs.
+    The factors are constants for derivatives.
+
+    Args:
+      method: its first state is the parameters.
+      powers_of_two: round the factors, so that `method.rescaled(units)` has no rounding.
+    """
+    size = jax.lax.stop_gradient(responses(method.A, method.B))
+    known = (size > 0) & (size[:1] > 0) & jnp.isfinite(size)
+    units = jnp.where(known, size[:1] / jnp.where(known, size, jnp.ones_like(size)), jnp.ones_like(size))
+    usable = jnp.isfinite(units) & (units > 0)
+    units = jnp.where(usable, units, jnp.ones_like(units))
+    if not powers_of_two:
+        return units
+    fraction, exponent = jnp.frexp(units)
+    # the power of two at or below, so that a unit that is one stays
+    return jnp.ldexp(jnp.ones_like(fraction), exponent - 1)
 
 
 def _like(value: ArrayLike, reference: Array) -> ArrayLike:

@@ -288,14 +288,17 @@ def test_edges_of_the_class():
 
 def test_float32_errs_on_the_safe_side():
     with jax.enable_x64(False):
-        exact, rates = [], []
-        for kappa in (2.0, 10.0, 100.0):
+        # accepted with a proof in float32, which at condition 100 leaves a sixth of 1 - rate: the status says so
+        limits = {2.0: (Status.OK, 2e-3), 10.0: (Status.OK, 5e-3), 100.0: (Status.INACCURATE, 2e-2)}
+        for kappa, (status, excess) in limits.items():
             certificate = certify_rate(triple_momentum(1 / kappa, 1.0), 1 / kappa, 1.0)
             assert certificate.rate.dtype == jnp.float32
-            rates.append(float(certificate.rate))
-            exact.append(1 - 1 / np.sqrt(kappa))
-        assert np.all(np.array(rates) > np.array(exact) - 1e-6)
-        assert np.all(np.array(rates) < np.array(exact) + 5e-3)
+            assert int(certificate.status) == status
+            assert -1e-6 < float(certificate.rate) - (1 - 1 / np.sqrt(kappa)) < excess
+        for L in (1e-8, 1e-3, 1e3, 1e8):
+            method = jax.tree.map(jnp.float32, _with_trace(0.7 / L, 0.35))
+            scaled = certify_rate(method, jnp.float32(L / 10), jnp.float32(L))
+            assert float(scaled.rate) == pytest.approx(0.884131, abs=1e-3)
         tiny = certify_rate(heavy_ball(jnp.float32(0.5), jnp.float32(0.3)), jnp.float32(1e-38), jnp.float32(1.0))
         assert int(tiny.status) in (Status.NOT_STABLE, Status.NOT_CERTIFIED)
         assert float(tiny.rate) >= 1
@@ -401,9 +404,112 @@ def test_a_proof_by_floating_point_numbers_is_one_by_fractions():
         assert not bool(jnp.any(proved(dataclasses.replace(certificate, **change))))
 
 
+def _with_trace(step, momentum):
+    """The heavy ball with the states (parameter, trace of gradients), as optax keeps it."""
+    return state_space(
+        jnp.asarray([[1.0, -step * momentum], [0.0, momentum]]), jnp.asarray([-step, 1.0]), jnp.asarray([1.0, 0.0])
+    )
+
+
+def test_a_change_of_units_changes_no_rate():
+    """Of the curvatures, and with them of the learning rate and of the trace; sqrt(.35) and a bit, by closed form."""
+    largest = np.geomspace(1e-8, 1e8, SIZE)
+    methods = _stack([_with_trace(0.7 / L, 0.35) for L in largest])
+    certificate = _batch(methods, jnp.asarray(largest / 10), jnp.asarray(largest), 0)
+    trace = 1.35 - 0.07
+    exact = (trace + np.sqrt(trace**2 - 4 * 0.35)) / 2
+    np.testing.assert_array_equal(certificate.status, Status.OK)
+    np.testing.assert_allclose(certificate.rate, exact, atol=5e-8)
+    assert float(certify_rate(heavy_ball(0.7e-6, 0.35), 1e5, 1e6).rate) == pytest.approx(exact, abs=5e-8)
+    assert verify(certificate).valid
+    assert bool(jnp.all(is_proved(certificate)))
+
+
+def _hard(random, size):
+    """Methods and mu for L = 1: momentum methods, also tuned for other condition numbers, of kappa 1.1 to 1e8."""
+    methods, mus = [], []
+    for k in range(size):
+        kappa = 10 ** random.uniform(0.05, 8)
+        tuned = 1 / kappa ** random.uniform(0.8, 1.1)
+        mus.append(1 / kappa)
+        choice = k % 4
+        if choice == 0:
+            methods.append(three_parameter(*random.uniform([0.05, 0, 0], [2.2, 0.95, 0.7])))
+        elif choice == 1:
+            methods.append(triple_momentum(min(tuned, 0.9), 1.0))
+        elif choice == 2:
+            methods.append(optimal_nesterov(min(tuned, 0.9), 1.0))
+        else:
+            methods.append(heavy_ball(random.uniform(0.05, 1.95), random.choice([0.0, 0.3, 0.9])))
+    return methods, mus
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_ok_implies_a_proof_of_a_rate_below_one(rounds):
+    """Exact arithmetic refuses none, and where the closed form is known, OK means 1 - rate to a per cent."""
+    random = np.random.default_rng(11)
+    for _ in range(rounds):
+        methods, mus = _hard(random, SIZE)
+        mus[1], methods[1] = 1e-6, triple_momentum(1e-6, 1.0)
+        mus[5], methods[5] = 1e-7, triple_momentum(1e-7, 1.0)
+        mus[9], methods[9] = 1e-8, _gradient_descent(1e-8)
+        certificate = _certify(methods, mus)
+        status, rates = np.asarray(certificate.status), np.asarray(certificate.rate)
+        proved = (status == Status.OK) | (status == Status.INACCURATE)
+        assert proved.sum() > SIZE // 3
+        assert np.all(rates[proved] < 1)
+        assert np.all(rates[~proved] >= 1)
+        outcome = verify(jax.tree.map(lambda leaf, proved=proved: leaf[proved], certificate))
+        assert outcome.valid, outcome.reason
+        assert np.all(rates[proved] >= np.asarray(certificate.quadratic_rate)[proved] - 1e-14)
+        for k, gap in ((1, 1e-3), (5, 10**-3.5), (9, 2e-8 / (1 + 1e-8))):
+            if status[k] == Status.OK:
+                assert 1 - rates[k] == pytest.approx(gap, rel=0.011)
+
+
+def _gradient_descent(mu):
+    """Of the best step, whose rate is (kappa - 1) / (kappa + 1)."""
+    return heavy_ball(2 / (1 + mu), 0.0)
+
+
+def test_a_member_is_the_same_alone_and_among_hard_ones():
+    random = np.random.default_rng(3)
+    methods, mus = _hard(random, SIZE)
+    methods[7], mus[7] = heavy_ball(1.28357, 0.76581), 1.28437e-8
+    together = _certify(methods, mus)
+    order = random.permutation(SIZE)
+    shuffled = _certify([methods[k] for k in order], [mus[k] for k in order])
+    np.testing.assert_array_equal(np.asarray(together.status)[order], shuffled.status)
+    gap = 1 - np.asarray(together.rate)
+    # INACCURATE says that the gap may be off by more than a per cent: there rounding decides its later digits
+    allowed = np.where(np.asarray(together.status) == Status.INACCURATE, 1e-4, 1e-6) * np.abs(gap) + 1e-15
+    assert np.all(np.abs(1 - np.asarray(shuffled.rate) - gap[order]) <= allowed[order])
+    for k in (7, 2, 5):
+        alone = certify_rate(methods[k], mus[k], 1.0)
+        assert int(alone.status) == int(together.status[k])
+        assert abs(1 - float(alone.rate) - gap[k]) <= allowed[k]
+
+
+def test_a_second_derivative_and_one_in_P_raise():
+    rate = lambda step, momentum: certify_rate(heavy_ball(step, momentum), 0.1, 1.0).rate
+    with pytest.raises(TypeError, match="certify_rate: the gradient of the rate is differentiated"):
+        jax.make_jaxpr(jax.jacfwd(jax.grad(rate), 1))(0.3, 0.2)
+    with pytest.raises(TypeError, match="certify_rate: the gradient of the rate is differentiated"):
+        jax.make_jaxpr(jax.grad(jax.grad(rate)))(0.3, 0.2)
+    with pytest.raises(TypeError, match="check_lyapunov: P is differentiated"):
+        jax.make_jaxpr(jax.grad(lambda P: check_lyapunov(heavy_ball(0.3, 0.2), P, 0.1, 1.0).rate))(jnp.eye(2))
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="certify_rate: memory is 3"):
         certify_rate(heavy_ball(0.5, 0.3), 0.1, 1.0, memory=3)
+    with pytest.raises(TypeError, match="certify_rate: memory is of type"):
+        certify_rate(heavy_ball(0.5, 0.3), 0.1, 1.0, memory=jnp.int32(1))
+    with pytest.raises(TypeError, match="certify_rate: A is of dtype bfloat16"):
+        certify_rate(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), heavy_ball(0.5, 0.3)), 0.1, 1.0)
+    numbers = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b"), jnp.float64)
+    with pytest.raises(ValueError, match="certify_rate: the batch is of the symbolic size b"):
+        jax.export.export(jax.jit(jax.vmap(lambda mu: certify_rate(heavy_ball(0.5, 0.3), mu, 1.0).rate)))(numbers)
     with pytest.raises(ValueError, match=r"certify_rate: mu is 2\.0"):
         certify_rate(heavy_ball(0.5, 0.3), 2.0, 1.0)
     with pytest.raises(ValueError, match="certify_rate: mu is of shape"):

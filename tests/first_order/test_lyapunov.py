@@ -139,6 +139,11 @@ def test_defective_blocks_need_a_slack(n):
         assert float(lyapunov_decrease(P, block, 0.8 + slack)) >= 0
 
 
+def test_a_derivative_of_eigenvectors_raises():
+    with pytest.raises(TypeError, match="eigen_lyapunov: an argument is differentiated"):
+        jax.make_jaxpr(jax.jacfwd(eigen_lyapunov))(jnp.eye(2))
+
+
 def test_lyapunov_decrease_in_closed_form():
     blocks, P = _random.normal(size=(20, 3, 3)), np.broadcast_to(np.diag([1.0, 2.0, 3.0]), (20, 3, 3))
     expected = np.linalg.eigvalsh(0.81 * P - blocks.swapaxes(-1, -2) @ P @ blocks).min(-1)

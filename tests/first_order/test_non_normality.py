@@ -152,6 +152,20 @@ def test_kreiss_constant_grows_like_the_transient_of_heavy_ball():
     assert peaks[1] / peaks[0] == pytest.approx(10, rel=0.05)
 
 
+def test_derivatives_that_do_not_exist_raise():
+    matrix = jnp.array([[0.5, 0.3], [0.0, 0.4]])
+    with pytest.raises(TypeError, match="kreiss_constant: the matrix is differentiated"):
+        jax.make_jaxpr(jax.grad(lambda m: kreiss_constant(m).value))(matrix)
+    with pytest.raises(TypeError, match="numerical_radius: the gradient is differentiated"):
+        jax.make_jaxpr(jax.hessian(lambda m: numerical_radius(m).value))(matrix)
+
+
+def test_the_upper_bound_moves_with_the_value():
+    matrix = jnp.array([[0.5, 0.3], [-0.1, 0.4]])
+    value, bound = jax.jacobian(numerical_radius)(matrix)
+    np.testing.assert_allclose(bound, value, rtol=1e-12)
+
+
 def test_kreiss_constant_in_float32():
     value, above = kreiss_constant(jnp.array([[0.0, 10.0], [0.0, 0.0]], jnp.float32))
     assert value.dtype == jnp.float32

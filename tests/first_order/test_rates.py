@@ -72,6 +72,22 @@ def test_interior_maximum_of_three_states():
     assert slopes[1:] == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("function", "order", "name"),
+    [
+        (lambda method: quadratic_rate(method, _MU, _L), 2, "quadratic_rate"),
+        (lambda method: worst_curvature(method, _MU, _L), 1, "worst_curvature"),
+        (stability_limit, 2, "stability_limit"),
+    ],
+)
+def test_derivatives_of_three_states_end_where_they_are_not_known(function, order, name):
+    method = first_order.state_space(*map(jnp.asarray, _with_interior_maximum()))
+    for _ in range(order):
+        function = jax.jacfwd(function)
+    with pytest.raises(TypeError, match=f"{name}: .* is differentiated"):
+        jax.make_jaxpr(function)(method)
+
+
 def test_heavy_ball_has_rate_sqrt_momentum_exactly_where_theory_says():
     """(1 - sqrt(a mu))^2 <= b and (1 - sqrt(a L))^2 <= b if and only if every curvature gives a complex pair."""
     a, b = (x.ravel() for x in np.meshgrid(np.linspace(0.05, 3.5, 25), np.linspace(0.02, 0.98, 25)))

@@ -130,7 +130,10 @@ def test_transient_growth_of_a_jordan_block_and_of_what_overflows():
     assert float(growth.peak) == pytest.approx(max(norms), rel=1e-12)
     assert int(growth.index) == 1 + int(np.argmax(norms))
     assert float(transient_growth(1e200 * jnp.eye(2), 5).peak) == np.inf
-    assert np.isnan(transient_growth(jnp.full((2, 2), jnp.nan), 5).peak)
+    for bad in (jnp.nan, jnp.inf):
+        spoiled = transient_growth(jnp.array([[0.5, bad], [0.0, 0.5]]), 5)
+        assert np.isnan(spoiled.peak)
+        assert int(spoiled.index) == 0
     still = transient_growth(0.5 * jnp.eye(3), 0)
     assert (float(still.peak), int(still.index)) == (1, 0)
 
