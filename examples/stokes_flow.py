@@ -148,7 +148,7 @@ def past_coins(tensor: bool = True) -> Experiment:
         ),
     }
     if tensor:
-        K = st.permeability(c.labels > 0, spacing=float(PIXELS))
+        K = st.permeability(c.labels > 0, spacing=float(PIXELS)).tensor
         lines.append(
             f"  permeability         along {K[0, 0]:.3f}, across {K[1, 1]:.3f}, off the diagonal {K[0, 1]:.3f} (px^2)"
         )

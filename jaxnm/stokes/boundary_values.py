@@ -19,12 +19,13 @@ from jaxnm.stokes.grid import (
     Grid,
     Velocity,
     check_grid,
+    check_velocity,
     face_shapes,
     unknown_slice,
 )
-from jaxnm.stokes.operators import StokesOperators, all_faces, along, mass_line, outflux
+from jaxnm.stokes.operators import StokesOperators, all_faces, along, check_operators, mass_line, outflux
 
-_PRESSURE = -1  # the place of a component in a key
+PRESSURE = -1  # the place of a component in a key
 
 Value = ArrayLike | Callable[..., ArrayLike]
 
@@ -80,7 +81,7 @@ class BoundaryValues:
         if normal is not None:
             values[a, s, a] = self._on_side("normal", normal, a, s, a)
         if pressure is not None:
-            values[a, s, _PRESSURE] = self._on_side("pressure", pressure, a, s, _PRESSURE)
+            values[a, s, PRESSURE] = self._on_side("pressure", pressure, a, s, PRESSURE)
         if tangential is not None:
             others = [c for c in range(self.grid.dim) if c != a]
             parts = tangential if isinstance(tangential, tuple) else (tangential,)
@@ -93,7 +94,7 @@ class BoundaryValues:
 
     def _on_side(self, name: str, value: Value, axis: int, side: int, component: int) -> Array:
         grid = self.grid
-        shape = grid.shape if component in (axis, _PRESSURE) else face_shapes(grid, self.boundary)[component]
+        shape = grid.shape if component in (axis, PRESSURE) else face_shapes(grid, self.boundary)[component]
         shape = shape[:axis] + shape[axis + 1 :]
         if callable(value):
             value = value(*self._coordinates(axis, side, component))
@@ -107,7 +108,7 @@ class BoundaryValues:
         grid = self.grid
         dtype = jnp.result_type(0.0, *grid.lower, *grid.upper)  # Python numbers among the corners adapt
         lines = [grid.centres(other, dtype) for other in range(grid.dim)]
-        if component not in (axis, _PRESSURE):
+        if component not in (axis, PRESSURE):
             lines[component] = grid.faces(component, dtype)[unknown_slice(self.boundary, component)]
         lines[axis] = grid.faces(axis, dtype)[-side][None]
         return tuple(jnp.squeeze(x, axis) for x in jnp.meshgrid(*lines, indexing="ij"))
@@ -146,8 +147,8 @@ def right_hand_side(
         for (axis, side, component), value in values.values.items():
             value = value.astype(dtype)
             h = jnp.asarray(grid.spacing[axis]).astype(dtype)
-            c = axis if component == _PRESSURE else component
-            if component == _PRESSURE:
+            c = axis if component == PRESSURE else component
+            if component == PRESSURE:
                 part = value * (1 / h if side == 0 else -1 / h)
             elif component == axis:
                 part = value * (nu / h**2)
@@ -200,5 +201,7 @@ def full_faces(operators: StokesOperators, velocity: Velocity, values: BoundaryV
       >>> full_faces(discretize(grid, Boundary()), zero_velocity(grid, Boundary())).u.shape
       (5, 4)
     """
+    check_operators("full_faces", operators)
+    velocity = check_velocity("full_faces", "velocity", velocity, operators.grid, operators.boundary)
     prescribed = prescribed_faces(operators, values, velocity.u.dtype)
     return jax.tree.map(jnp.add, all_faces(velocity, operators.boundary), prescribed)

@@ -66,9 +66,10 @@ def count_nonunit_eigenvalues(grid: Grid, boundary: Boundary, solid: Bool[ArrayL
       a Python int, multiplicities counted, over the fluid cells. Where A is singular its pseudo-inverse is meant.
 
     Raises:
-      ValueError: fluid that does not hang together, a mask of the wrong shape, an axis of one cell; in three dimensions
-        fluid at a do-nothing side, if the domain is too large to eliminate (more than about 14 x 14 x 14 cells, or
-        longer and thinner): no count by graphs exists there. TypeError: a mask that is not boolean.
+      ValueError: fluid that does not hang together, a mask of the wrong shape, an axis of one cell that is not periodic
+        (a periodic one is a slab); in three dimensions fluid at a do-nothing side, if the domain is too large to
+        eliminate (more than about 14 x 14 x 14 cells, or longer and thinner): no count by graphs exists there.
+        TypeError: a mask that is not boolean.
 
     Cost: seconds for 10^6 cells, on the host; not for traced arguments. In three dimensions with do-nothing sides up
     to a minute, and right but for a chance of about unknowns / 2^31. Not differentiable.
@@ -268,6 +269,21 @@ def _windings(size: int, first: np.ndarray, second: np.ndarray, crossed: np.ndar
         elif winding.any():
             loops.add(tuple(winding.tolist()))
     return count, [dict(enumerate(loop)) for loop in loops]
+
+
+def percolating_axes(solid: np.ndarray, boundary: Boundary) -> np.ndarray:
+    """For each axis whether a path through the fluid leads round the box along it; on the host."""
+    cells, parts = np.arange(solid.size).reshape(solid.shape), []
+    for axis in range(solid.ndim):
+        both = ~solid & ~np.roll(solid, 1, axis)
+        if not boundary.is_periodic(axis):
+            both[(slice(None),) * axis + (0,)] = False
+        at = np.nonzero(both)
+        crossed = np.zeros((at[0].size, solid.ndim), np.int8)
+        crossed[:, axis] = at[axis] == 0
+        parts.append((cells[at], np.roll(cells, 1, axis)[at], crossed))
+    loops = _windings(solid.size, *_joined(parts))[1]
+    return np.array([any(loop[axis] for loop in loops) for axis in range(solid.ndim)])
 
 
 def _rank(rows: Iterable[dict[int, int]]) -> int:

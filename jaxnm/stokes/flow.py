@@ -1,18 +1,17 @@
-"""What one wants to know of a flow: velocities at centres, vorticity, stream function, fluxes, forces, permeability."""
+"""What one wants to know of a flow: velocities at centres, vorticity, stream function, fluxes, forces."""
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxnm import arguments
 from jaxnm.stokes.boundary_values import BoundaryValues, full_faces
-from jaxnm.stokes.grid import REFLECTED, Boundary, Grid, Velocity, face_shapes, zero_velocity
-from jaxnm.stokes.operators import StokesOperators, along, at_open_side, beside, diagonal, discretize, shift
-from jaxnm.stokes.solvers import Method, solve
+from jaxnm.stokes.grid import REFLECTED, Boundary, Grid, Velocity
+from jaxnm.stokes.operators import StokesOperators, along, at_open_side, beside, check_operators, diagonal, shift
 
 
 def at_centres(operators: StokesOperators, velocity: Velocity, values: BoundaryValues | None = None) -> Velocity:
@@ -34,6 +33,7 @@ def at_centres(operators: StokesOperators, velocity: Velocity, values: BoundaryV
       >>> at_centres(discretize(grid, boundary), zero_velocity(grid, boundary)).v.shape
       (4, 4)
     """
+    check_operators("at_centres", operators)
     faces = full_faces(operators, velocity, values)
     means = []
     for c, face in enumerate(faces.components):
@@ -66,6 +66,7 @@ def vorticity(
       >>> vorticity(discretize(grid, boundary), zero_velocity(grid, boundary))[0].shape
       (5, 5)
     """
+    check_operators("vorticity", operators)
     dim = operators.grid.dim
     pairs = [(0, 1)] if dim == 2 else [(1, 2), (2, 0), (0, 1)]
     faces = full_faces(operators, velocity, values)
@@ -127,6 +128,7 @@ def stream_function(
       >>> stream_function(discretize(grid, boundary), zero_velocity(grid, boundary)).shape
       (5, 5)
     """
+    check_operators("stream_function", operators)
     if operators.grid.dim != 2:
         arguments.refuse("stream_function", "operators", "in 3 dimensions", "2", "look at vorticity(...)")
     faces = full_faces(operators, velocity, values)
@@ -215,6 +217,7 @@ def flux(
       >>> flux(discretize(grid, boundary), zero_velocity(grid, boundary), 0).shape
       (5,)
     """
+    check_operators("flux", operators)
     grid = operators.grid
     if axis not in range(grid.dim):
         arguments.refuse("flux", "axis", repr(axis), f"one of {tuple(range(grid.dim))}", "count axes from 0")
@@ -258,6 +261,7 @@ def force_on_solid(
       >>> force_on_solid(operators, zero_velocity(grid, boundary), jnp.zeros((4, 4))).shape
       (1, 2)
     """
+    check_operators("force_on_solid", operators)
     if operators.solid is None:
         arguments.refuse("force_on_solid", "operators", "without a solid", "a mask", "pass solid=... to discretize")
     shape = operators.grid.shape
@@ -277,17 +281,17 @@ def _force_on_solid(
 ) -> Array:
     grid, boundary, dtype = operators.grid, operators.boundary, pressure.dtype
     spacing = [jnp.asarray(h).astype(dtype) for h in grid.spacing]
-    volume = jnp.prod(jnp.stack(spacing))
     nu = jnp.asarray(operators.viscosity).astype(dtype)
     active = operators.active_faces().components
     columns = []
     for c, u in enumerate(velocity.components):
+        areas = [_product(h for other, h in enumerate(spacing) if other != axis) for axis in range(grid.dim)]
         below, above = (beside(marks, boundary, c, side) for side in (0, 1))
         mark = jnp.maximum(below, above)
         lower_fluid, upper_fluid = (beside(operators.fluid_cells(), boundary, c, side) for side in (0, 1))
         p_below, p_above = (beside(pressure, boundary, c, side) for side in (0, 1))
         push = jnp.where(lower_fluid, p_below, jnp.zeros_like(u)) - jnp.where(upper_fluid, p_above, jnp.zeros_like(u))
-        total = _by_label(jnp.where(active[c], jnp.zeros_like(u), push) * (volume / spacing[c]), mark, num_labels)
+        total = _by_label(jnp.where(active[c], jnp.zeros_like(u), push) * areas[c], mark, num_labels)
         lower, upper = at_open_side(grid.shape[c], boundary, c)
         mass = jnp.asarray(along(c, grid.dim, (1 - 0.5 * (lower | upper))), dtype)
         for axis in range(grid.dim):
@@ -296,11 +300,15 @@ def _force_on_solid(
                 step = -1 if side else 1
                 wall = active[c] & (shift(mark, axis, step, wrap) > 0) & ~shift(active[c], axis, step, wrap)
                 weight = jnp.asarray(diagonal(operators, c, axis, side)).astype(dtype)
-                drag = jnp.where(wall, u, jnp.zeros_like(u)) * (weight * nu * volume / spacing[axis] ** 2)
+                drag = jnp.where(wall, u, jnp.zeros_like(u)) * (weight * nu * (areas[axis] / spacing[axis]))
                 drag = drag if axis == c else drag * mass
                 total = total + _by_label(drag, shift(mark, axis, step, wrap), num_labels)
         columns.append(total)
     return jnp.stack(columns, -1)
+
+
+def _product(numbers: Iterable[Array]) -> Array:
+    return jnp.prod(jnp.stack(list(numbers)))
 
 
 def _by_label(values: Array, marks: Array, num_labels: int) -> Array:
@@ -308,58 +316,3 @@ def _by_label(values: Array, marks: Array, num_labels: int) -> Array:
     inside = (marks >= 1) & (marks <= num_labels)
     slots = jnp.where(inside, marks - 1, num_labels)
     return jnp.zeros(num_labels + 1, values.dtype).at[slots.reshape(-1)].add(values.reshape(-1))[:num_labels]
-
-
-def permeability(
-    solid: Bool[ArrayLike, "*cells"] | None = None,
-    *,
-    spacing: float | tuple[float, ...] = 1.0,
-    inverse_permeability: Float[ArrayLike, "*cells"] | None = None,
-    method: Method = "auto",
-    rtol: float | None = None,
-    dtype: Any = float,
-) -> Float[Array, "dim dim"]:
-    """The permeability tensor of a periodic cell: mean velocities (over the whole cell) of unit pressure gradients.
-
-    Args:
-      solid: [*cells] booleans in two or three dimensions, True in the solid.
-      spacing: size of a cell, one number or one an axis; K has its unit squared.
-      inverse_permeability: [*cells] in 1 / spacing^2, for porous or partial solids; differentiable.
-      method: as in `solve`.
-      rtol: as in `solve`.
-      dtype: float32 or float64.
-
-    Returns:
-      [dim, dim], symmetric: `mean u = -K grad p / nu`. NaN where the solution failed or nothing resists the flow.
-
-    Raises:
-      ValueError: neither mask nor drag, or fluid that does not hang together. TypeError: a mask that is not boolean.
-
-    Cost: one solution an axis, together under `vmap`.
-    Differentiable in the spacing and the inverse permeability.
-
-    Example:
-      >>> solid = jnp.zeros((4, 8), bool).at[:, 0].set(True)
-      >>> round(float(permeability(solid)[0, 0]), 4)
-      3.7188
-    """
-    cells = solid if solid is not None else inverse_permeability
-    if cells is None:
-        arguments.refuse("permeability", "solid", "None", "a mask, or inverse_permeability", "pass one of them")
-    shape = jnp.shape(cells)
-    sizes = spacing if isinstance(spacing, tuple) else (spacing,) * len(shape)
-    grid = Grid(shape, (0.0,) * len(shape), tuple(n * h for n, h in zip(shape, sizes, strict=True)))
-    boundary = Boundary("periodic", "periodic", "periodic")
-    operators = discretize(grid, boundary, solid=solid, inverse_permeability=inverse_permeability)
-    zero = zero_velocity(grid, boundary, dtype)
-    forces = Velocity(
-        *(
-            jnp.stack([jnp.full(part, 1.0 if driven == c else 0.0, zero.u.dtype) for driven in range(grid.dim)])
-            for c, part in enumerate(face_shapes(grid, boundary))
-        )
-    )
-    solution = jax.vmap(lambda force: solve(operators, force, method=method, rtol=rtol))(forces)
-    axes = tuple(range(1, grid.dim + 1))
-    means = jnp.stack([jnp.mean(part, axes) for part in solution.velocity.components])
-    bad = jnp.any(solution.status != 0) | jnp.asarray(any(operators.velocity_null_space))
-    return jnp.where(bad, jnp.full_like(means, jnp.nan), means)

@@ -221,8 +221,9 @@ def check_grid(function: str, grid: Grid, boundary: Boundary) -> None:
         got = f"of type {type(boundary).__name__}"
         arguments.refuse(function, "boundary", got, "a Boundary", "use Boundary(...)", error=TypeError)
     for axis, n in enumerate(grid.shape):
-        if n < 2:
-            arguments.refuse(function, "grid", f"of {n} cell on axis {AXES[axis]}", "two or more", "refine the axis")
+        if n < 2 and not boundary.is_periodic(axis):
+            got = f"of {n} cell on axis {AXES[axis]}"
+            arguments.refuse(function, "grid", got, "two or more", "refine the axis, or make it periodic (a slab)")
         low, high = grid.lower[axis], grid.upper[axis]
         if arguments.is_number(low) and arguments.is_number(high) and not (math.isfinite(high - low) and low < high):
             got = f"{high!r} on axis {AXES[axis]}"

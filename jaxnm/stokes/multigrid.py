@@ -38,9 +38,9 @@ def apply(level: Level, x: Array) -> Array:
 
 
 def hierarchy(finest: Level) -> list[Level]:
-    """The operator and all coarser ones, until an axis is short."""
+    """The operator and all coarser ones, until all axes are short; an axis of one cell stays one."""
     levels = [finest]
-    while max(levels[-1].stiffness.shape) > _SMALLEST and min(levels[-1].stiffness.shape) > 1:
+    while max(levels[-1].stiffness.shape) > _SMALLEST:
         levels.append(_coarser(levels[-1]))
     return levels
 

@@ -47,6 +47,8 @@ class StokesOperators:
     """Whether the pressure is fixed up to a constant only: no open side."""
     velocity_null_space: tuple[bool, ...] = flax.struct.field(pytree_node=False)
     """An axis: whether a constant velocity along it meets no resistance."""
+    connected: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether the mask was known, and its fluid hangs together."""
 
     def laplacian(self, velocity: Velocity) -> Velocity:
         """A u = -M lap u with zero boundary values, plus the porous drag over nu. Symmetric, positive semidefinite."""
@@ -148,9 +150,9 @@ def discretize(
       `StokesOperators`.
 
     Raises:
-      ValueError: an axis of one cell, a viscosity that is not positive, a mask of the wrong shape or without fluid,
-        fluid cells that no flow can reach (named with their position; `largest_component` fills them), when the mask is
-        known while tracing. TypeError: a mask that is not boolean.
+      ValueError: an axis of one cell that is not periodic (a periodic one is a slab), a viscosity that is not positive,
+        a mask of the wrong shape or without fluid, fluid cells that no flow can reach (named with their position;
+        `largest_component` fills them), when the mask is known while tracing. TypeError: a mask that is not boolean.
 
     Cost: none on a box; some passes over the mask.
     Differentiable in the corners of the grid, the viscosity and the inverse permeability.
@@ -167,6 +169,9 @@ def discretize(
     arguments.check_number(
         "discretize", "viscosity", viscosity, "a positive number", lambda nu: nu > 0, "scale the problem"
     )
+    if not (arguments.is_number(viscosity) or hasattr(viscosity, "dtype")):
+        got = f"of type {type(viscosity).__name__}"
+        arguments.refuse("discretize", "viscosity", got, "a number", "pass a float", error=TypeError)
     if jnp.shape(viscosity) != ():
         got = f"of shape {jnp.shape(viscosity)}"
         arguments.refuse("discretize", "viscosity", got, "a scalar", "use jax.vmap for several")
@@ -187,7 +192,15 @@ def discretize(
         inverse_permeability=inverse_permeability,
         pressure_null_space=has_pressure_null_space(grid, boundary, solid),
         velocity_null_space=has_velocity_null_space(grid, boundary, solid, inverse_permeability),
+        connected=solid is not None and is_concrete(solid),
     )
+
+
+def check_operators(function: str, operators: Any) -> None:
+    """Refuse what is no `StokesOperators`."""
+    if not isinstance(operators, StokesOperators):
+        got = f"of type {type(operators).__name__}"
+        arguments.refuse(function, "operators", got, "StokesOperators", "use discretize(...)", error=TypeError)
 
 
 # ------------------------------------------------------------------------------------------------- parts of a stencil

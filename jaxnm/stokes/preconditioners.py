@@ -63,6 +63,8 @@ def _velocity_level(operators: StokesOperators, c: int, dtype: Any) -> multigrid
     for axis in range(grid.dim):
         scale = (1 / jnp.asarray(grid.spacing[axis]).astype(dtype) ** 2) * (jnp.ones_like(mass) if axis == c else mass)
         weight = sum(jnp.asarray(diagonal(operators, c, axis, side)).astype(dtype) for side in (0, 1))
+        # the one cell of a slab is its own neighbour: it adds to the diagonal what its coupling takes away
+        scale = scale if grid.shape[axis] > 1 else 0 * scale
         stiffness = stiffness + active * weight * scale
         couplings.append(active * jnp.roll(active, -1, axis) * scale * _inner(active.shape, boundary, axis, dtype))
     drag = jnp.zeros_like(active)
@@ -114,6 +116,7 @@ def _darcy_levels(operators: StokesOperators, mobility: Velocity, dtype: Any) ->
     stiffness, couplings = jnp.zeros(grid.shape, dtype), []
     for axis, face in enumerate(faces.components):
         n = grid.shape[axis]
+        face = face if n > 1 else 0 * face  # as above
         lower, upper = (jax.lax.slice_in_dim(face, i, n + i, axis=axis) for i in (0, 1))
         stiffness = stiffness + lower + upper
         couplings.append(upper * _inner(grid.shape, boundary, axis, dtype))

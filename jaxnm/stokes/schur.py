@@ -4,6 +4,8 @@ S is the identity on mean-zero pressures, but for as many eigenvalues as `count_
 one is the square of the discrete inf-sup constant and decides how many steps an iteration takes.
 """
 
+import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -16,10 +18,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxnm import arguments
 from jaxnm.linalg import ExtremeEigenvalues, eigh, extreme_eigenvalues, matmul
 from jaxnm.linalg.krylov import conjugate_gradient
-from jaxnm.stokes import direct, preconditioners
+from jaxnm.status import Status
+from jaxnm.stokes import direct, preconditioners, saddle, units
 from jaxnm.stokes.counting import count_nonunit_eigenvalues
 from jaxnm.stokes.grid import Velocity, is_concrete
-from jaxnm.stokes.operators import StokesOperators, dense
+from jaxnm.stokes.operators import StokesOperators, check_operators, dense
+from jaxnm.stokes.solvers import StokesFactor, factorize
 from jaxnm.stokes.spectral import solve_laplacian
 
 _LARGEST_DENSE = 5_000
@@ -32,8 +36,12 @@ class SchurComplement:
     operators: StokesOperators
 
     def __call__(self, pressure: Float[Array, "*cells"]) -> Float[Array, "*cells"]:
-        """S p: on a box by fast diagonalization of A, elsewhere by conjugate gradients with multigrid."""
-        return self.operators.divergence(_inverse_laplacian(self.operators, self.operators.gradient(pressure)))
+        """S p: on a box by fast diagonalization of A, elsewhere by conjugate gradients with multigrid.
+
+        NaN where those do not converge.
+        """
+        cells = units.in_unit_cells(self.operators, pressure.dtype)  # S has no unit
+        return cells.divergence(_inverse_laplacian(cells, cells.gradient(pressure)))
 
     @property
     def null_space(self) -> list[Array]:
@@ -81,6 +89,7 @@ def schur_complement(operators: StokesOperators) -> SchurComplement:
       >>> bool(jnp.allclose(S(p), p - p.mean(), atol=1e-5))
       True
     """
+    check_operators("schur_complement", operators)
     return SchurComplement(operators)
 
 
@@ -90,7 +99,9 @@ def _inverse_laplacian(operators: StokesOperators, right: Velocity) -> Velocity:
     levels = preconditioners.velocity_levels(jax.lax.stop_gradient(operators), right.u.dtype)
     cycle = partial(preconditioners.velocity_cycle, levels)
     rtol = 1e-13 if right.u.dtype == jnp.float64 else 1e-6
-    return conjugate_gradient(operators.laplacian, right, preconditioner=cycle, rtol=rtol, max_steps=200).x
+    solution = conjugate_gradient(operators.laplacian, right, preconditioner=cycle, rtol=rtol, max_steps=200)
+    converged = solution.status == jnp.int32(Status.OK)
+    return jax.tree.map(lambda part: arguments.nan_unless(part, converged, part.ndim), solution.x)
 
 
 def schur_eigenvalues(operators: StokesOperators) -> Float[Array, "count"]:
@@ -107,18 +118,23 @@ def schur_eigenvalues(operators: StokesOperators) -> Float[Array, "count"]:
 
     Cost: on a box of n x n cells four symmetric eigenvalue problems of size about n, on the traces on the walls; else
     one of the size of the number of cells.
-    Not differentiable.
+    Not differentiable: a derivative raises TypeError.
 
     Example:
       >>> from jaxnm.stokes import Boundary, Grid, discretize
       >>> schur_eigenvalues(discretize(Grid((4, 4)), Boundary("periodic", "no_slip"))).shape
       (6,)
     """
+    check_operators("schur_eigenvalues", operators)
     if operators.inverse_permeability is not None:
         arguments.refuse("schur_eigenvalues", "operators", "with drag", "none", "eigenvalues cannot be counted then")
     if not is_concrete(operators.solid):
         arguments.refuse("schur_eigenvalues", "operators", "with a traced mask", "a known one", "call it outside jit")
     count = count_nonunit_eigenvalues(operators.grid, operators.boundary, operators.solid)
+    grid = arguments.without_derivative(
+        "schur_eigenvalues", "an argument", operators.grid, remedy="inf_sup_constant and schur_extremes have one"
+    )
+    operators = dataclasses.replace(operators, grid=grid)
     if operators.solid is None and operators.grid.dim == 2:
         return _box_eigenvalues(operators, count)
     shifts = _dense_shifts(operators)
@@ -131,7 +147,9 @@ def _box_eigenvalues(operators: StokesOperators, count: int) -> Array:
 
     In modes A_0 is diagonal, so that C couples nothing but the sides of one mode.
     """
-    blocks = direct.trace_blocks(operators.grid, operators.boundary, jnp.result_type(float))
+    dtype = jnp.result_type(float)
+    cells = units.in_unit_cells(operators, dtype)
+    blocks = direct.trace_blocks(cells.grid, operators.boundary, dtype)
     found = []
     for u_flexibility, v_flexibility, squares in blocks:
         size = squares.shape[0]
@@ -177,7 +195,8 @@ def schur_extremes(
     Returns:
       `ExtremeEigenvalues` with `smallest[0]` and `largest[0]` (one where no eigenvalue is above one).
 
-    Status: that of `extreme_eigenvalues`.
+    Status: that of `extreme_eigenvalues`: NOT_CONVERGED says that more steps are needed, as in long channels, whose
+    smallest eigenvalues lie close together (`inf_sup_constant` takes few).
 
     Cost: num_steps times one A^-1.
     Differentiable as `extreme_eigenvalues`, where the ends are simple.
@@ -188,6 +207,7 @@ def schur_extremes(
       >>> round(float(schur_extremes(operators, key=jax.random.key(0)).smallest[0]), 4)
       0.3098
     """
+    check_operators("schur_extremes", operators)
     arguments.check_key("schur_extremes", key)
     like = operators.structure(float)[1]
     product = jax.tree_util.Partial(_completed, SchurComplement(operators))
@@ -207,16 +227,21 @@ def _completed(S: SchurComplement, pressure: Array) -> Array:
 def inf_sup_constant(operators: StokesOperators, *, key: PRNGKeyArray, num_steps: int = 60) -> Float[Array, ""]:
     """The discrete inf-sup (Ladyzhenskaya-Babuska-Brezzi) constant, the square root of the smallest eigenvalue of S.
 
+    Lanczos' method on the inverse of S, one solution of the Stokes system for each step, until it has converged: in
+    long channels the smallest eigenvalues of S lie so close together that on S itself it takes hundreds of steps.
+
     Args:
       operators: from `discretize`.
       key: of the random start of Lanczos' method.
       num_steps: its most steps.
 
     Returns:
-      a scalar.
+      a scalar. NaN where Lanczos' method has not converged, or S times the vector that it found is not the square of
+      the constant times that vector, to 16 sqrt(eps) of itself.
 
-    Cost: num_steps times one A^-1.
-    Differentiable as `schur_extremes`.
+    Cost: about ten solutions, and one A^-1.
+    Differentiable once in the corners of the grid and the inverse permeability, where the smallest eigenvalue is
+    simple; a second derivative raises TypeError.
 
     Example:
       >>> from jaxnm.stokes import Boundary, Grid, discretize
@@ -224,4 +249,50 @@ def inf_sup_constant(operators: StokesOperators, *, key: PRNGKeyArray, num_steps
       >>> round(float(inf_sup_constant(operators, key=jax.random.key(0))), 4)
       0.5566
     """
-    return jnp.sqrt(schur_extremes(operators, key=key, num_steps=num_steps).smallest[0])
+    check_operators("inf_sup_constant", operators)
+    arguments.check_key("inf_sup_constant", key)
+    arguments.check_count("inf_sup_constant", "num_steps", num_steps, minimum=1)
+    like = operators.structure(float)[1]
+    frozen = units.in_unit_cells(jax.lax.stop_gradient(operators), like.dtype)
+    inverse = jax.tree_util.Partial(_completed_inverse, frozen, factorize(frozen, dtype=like.dtype))
+    # the largest of the inverse is what is wanted; a number of steps beyond the number of cells is cut off
+    ends = extreme_eigenvalues(inverse, like, key=key, num_steps=num_steps, num_smallest=0)
+    vector = jax.lax.stop_gradient(ends.largest_vectors)[0]
+    value, residual = _quotient(operators, vector)
+    limit = 16 * math.sqrt(jnp.finfo(like.dtype).eps)
+    good = (ends.status == jnp.int32(Status.OK)) & (residual <= limit * value)
+    return jnp.sqrt(arguments.nan_unless(value, good))
+
+
+def _completed_inverse(operators: StokesOperators, factor: StokesFactor, pressure: Array) -> Array:
+    """The inverse of `_completed`: where A w + B^T p = 0 and B w = -g, S p = g. What it is worth is measured by S."""
+    fluid = operators.fluid_cells().astype(pressure.dtype)
+    right = fluid * pressure
+    zero = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), operators.structure(pressure.dtype)[0])
+    image = (1 - fluid) * pressure
+    if operators.pressure_null_space:
+        mean = fluid * (jnp.sum(right) / jnp.sum(fluid))
+        right, image = right - mean, image + mean
+    rtol = jnp.asarray(1e-10 if pressure.dtype == jnp.float64 else 1e-5, pressure.dtype)
+    null = saddle.null_space(operators, pressure.dtype)
+    return image + saddle.invert(operators, null, factor, (zero, -right), rtol, jnp.int32(1000))[1]
+
+
+@jax.custom_jvp
+def _quotient(operators: StokesOperators, vector: Array) -> tuple[Array, Array]:
+    """The Rayleigh quotient of S and the norm of its residual, of a unit vector."""
+    image = _completed(SchurComplement(operators), vector)
+    value = jnp.sum(vector * image)
+    return value, jnp.sqrt(jnp.sum((image - value * vector) ** 2))
+
+
+@_quotient.defjvp
+def _quotient_jvp(primals: Any, tangents: Any) -> Any:
+    operators, vector = primals
+    only_once = arguments.without_derivative(
+        "inf_sup_constant", "the gradient", operators, remedy="take differences of first derivatives"
+    )
+    quotient = lambda operators: jnp.sum(vector * _completed(SchurComplement(operators), vector))
+    _, slope = jax.jvp(quotient, (only_once,), (tangents[0],))
+    value, residual = _quotient(operators, vector)
+    return (value, residual), (slope, jnp.zeros_like(residual))

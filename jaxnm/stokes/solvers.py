@@ -1,35 +1,25 @@
-"""Solve the saddle-point system: directly on boxes, by Krylov methods elsewhere; differentiable without the iterations.
+"""Solve Stokes flow: the public functions, which bring any units to those of `units` and back (see `saddle`)."""
 
-The unknowns are w = nu u and p, so that the viscosity multiplies data and results and enters no iteration:
-
-    A w + B^T p = F,      B w = nu H.
-"""
-
-from collections.abc import Callable
+import dataclasses
 from functools import partial
 from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, ArrayLike, Float, Int32
 
 from jaxnm import arguments
-from jaxnm.linalg.implicit import solve_implicitly
-from jaxnm.linalg.krylov import conjugate_gradient_loop, minres_loop
 from jaxnm.status import Status, first_failing
-from jaxnm.stokes import preconditioners
-from jaxnm.stokes.boundary_values import BoundaryValues, right_hand_side
-from jaxnm.stokes.direct import factorize_box, solve_box
-from jaxnm.stokes.grid import Velocity, check_velocity
-from jaxnm.stokes.operators import StokesOperators
-from jaxnm.stokes.spectral import solve_laplacian
+from jaxnm.stokes import preconditioners, saddle, units
+from jaxnm.stokes.boundary_values import PRESSURE, BoundaryValues, right_hand_side
+from jaxnm.stokes.direct import factorize_box
+from jaxnm.stokes.grid import Boundary, Velocity, check_velocity
+from jaxnm.stokes.operators import StokesOperators, check_operators
 from jaxnm.trees import all_finite
 
 Method = Literal["auto", "direct", "schur_cg", "simple_cg", "minres"]
 _METHODS = ("auto", "direct", "schur_cg", "simple_cg", "minres")
-_INNER_TOLERANCE = 1e-2  # of A^-1 by an inner iteration, relative to that of the outer one
 
 
 @flax.struct.dataclass
@@ -39,12 +29,13 @@ class SolveStats:
     iterations: Int32[Array, ""]
     """Steps of the outer iteration; 0 for the direct solver."""
     momentum_residual: Float[Array, ""]
-    """Largest |nu A u + B^T p - F| over the largest |F|."""
+    """Largest |nu A u + B^T p - F| over the size D of the data, the larger of |F| and nu |H| / h; h is the smallest
+    spacing, rounded down to a power of two."""
     divergence: Float[Array, ""]
-    """Largest |B u - H| h over the largest |u|, h the smallest spacing."""
+    """Largest |B u - H| h over the larger of |u| and D h^2 / nu, the velocity that the data would cause in one cell."""
     compatibility_defect: Float[Array, ""]
-    """|sum of H| over the sum of |H|: what of the divergence data the net flux through the sides contradicts. It was
-    taken out evenly. Zero where there is an open side."""
+    """|sum of H| over the sum of |H|: what of the divergence data the net flux through the sides contradicts, summed
+    over the parts of the fluid that no open side belongs to. It was taken out evenly."""
     force_defect: Float[Array, ""]
     """The same of the force along axes on which nothing holds the fluid."""
 
@@ -67,6 +58,9 @@ class StokesFactor:
     """What a method computes once for given operators, to be used for many right-hand sides."""
 
     method: str = flax.struct.field(pytree_node=False)
+    shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    """Of the grid."""
+    boundary: Boundary = flax.struct.field(pytree_node=False)
     direct: Any
     """`DirectFactor` for "direct", else None."""
     velocity_levels: Any
@@ -97,24 +91,27 @@ def factorize(operators: StokesOperators, *, method: Method = "auto", dtype: Any
       >>> factorize(discretize(Grid((4, 4)), Boundary())).method
       'direct'
     """
-    chosen = choose_method(operators, method)
-    return _factorize(operators, chosen, jnp.result_type(dtype))
+    check_operators("factorize", operators)
+    dtype = jnp.result_type(dtype)
+    arguments.check_dtype("factorize", "dtype", dtype)
+    return _factorize(operators, choose_method(operators, method), dtype)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _factorize(operators: StokesOperators, method: str, dtype: Any) -> StokesFactor:
-    operators = jax.lax.stop_gradient(operators)
+    operators = units.in_unit_cells(jax.lax.stop_gradient(operators), dtype)
+    new = partial(StokesFactor, method, operators.grid.shape, operators.boundary)
     if method == "direct":
-        return StokesFactor(method, factorize_box(operators.grid, operators.boundary, dtype), None, None)
+        return new(factorize_box(operators.grid, operators.boundary, dtype), None, None)
     if method == "schur_cg" and _is_plain_box(operators):
-        return StokesFactor(method, None, None, None)
+        return new(None, None, None)
     velocity_levels = preconditioners.velocity_levels(operators, dtype)
     pressure_levels = None
     if method == "simple_cg":
         pressure_levels = preconditioners.simple_levels(operators, dtype)
     elif method == "minres":
         pressure_levels = preconditioners.mobility_levels(operators, velocity_levels, dtype)
-    return StokesFactor(method, None, velocity_levels, pressure_levels)
+    return new(None, velocity_levels, pressure_levels)
 
 
 def solve(
@@ -141,9 +138,11 @@ def solve(
         on boxes and by multigrid else), "simple_cg" (the same with the SIMPLE preconditioner, for porous domains),
         "minres" (on velocity and pressure together, multigrid for A, and for the pressure the identity plus the inverse
         of a Darcy operator). "auto": direct on two-dimensional boxes, schur_cg on three-dimensional ones, else minres.
-      factor: from `factorize`, to save its cost; it decides the method.
-      rtol: of the iterations, in the norm of the preconditioner (`stats` has the true residuals); 1e-10 in float64,
-        1e-5 in float32. May be traced.
+      factor: from `factorize`, to save its cost; it decides the method. One of another grid or boundary is refused;
+        one of another mask, viscosity or size is not seen, but its solution is measured with these operators.
+      rtol: what `momentum_residual` and `divergence` of the result have to be, measured on the result; iterations
+        start again from the true residual until they are, or until that is rounding (16 eps |A| |u| and the like). The
+        direct solver leaves rounding. 1e-10 in float64, 1e-5 in float32. May be traced.
       max_steps: of the iterations. May be traced.
       refinements: steps of iterative refinement with the true residual (static).
 
@@ -154,14 +153,18 @@ def solve(
       ValueError: shapes that do not fit, an unknown method, data of another grid. TypeError: integer data.
 
     Status:
-      NONFINITE_INPUT: inf or NaN in the data; all NaN. OUT_OF_RANGE: a viscosity that is not positive, or a negative
-      drag; all NaN. INCOMPATIBLE_DATA: `compatibility_defect` or `force_defect` above sqrt(eps): the data without
-      that part were solved. NOT_CONVERGED: too few steps; the best iterate (of schur_cg, `divergence` shows how far,
-      since it satisfies the momentum equation at every step). INACCURATE: an iteration stagnated.
+      NONFINITE_INPUT: inf or NaN in the data; all NaN. OUT_OF_RANGE: a viscosity or a spacing that is not positive, or
+      a negative drag; all NaN. NONFINITE_RESULT: overflow. INCOMPATIBLE_DATA: `compatibility_defect` or `force_defect`
+      above sqrt(eps), so that nothing holds the fluid, or more flows into a part of it than out; the data without that
+      were solved. NOT_CONVERGED: too few steps; the best iterate (of schur_cg, `divergence` shows how far, since it
+      satisfies the momentum equation at every step). INACCURATE: the residual is above both rtol and rounding, as of a
+      factor of other operators, or the velocity is below the smallest number of its dtype.
 
+    Data, viscosity and cells may have any size: the system is solved in units in which they are of size one.
     Cost: direct, five scalar transforms of the grid; schur_cg about 20 steps of one A^-1 each.
     Differentiable (every order, forward and reverse) in force, divergence, boundary values, viscosity, the corners of
-    the grid and the inverse permeability, by one more solution with the same operators, not through the iterations.
+    the grid and the inverse permeability, by one more solution with the same operators, not through the iterations. If
+    that is not accurate, the derivative is NaN.
 
     Source: see `jaxnm.stokes.direct` and arXiv:2309.01255.
 
@@ -172,9 +175,7 @@ def solve(
       >>> int(solution.status), float(solution.stats.momentum_residual)
       (0, 0.0)
     """
-    if not isinstance(operators, StokesOperators):
-        got = f"of type {type(operators).__name__}"
-        arguments.refuse("solve", "operators", got, "StokesOperators", "use discretize(...)", error=TypeError)
+    check_operators("solve", operators)
     force = check_velocity("solve", "force", force, operators.grid, operators.boundary)
     dtype = force.u.dtype
     if divergence is not None:
@@ -191,6 +192,7 @@ def solve(
             )
     if factor is None:
         factor = factorize(operators, method=method, dtype=dtype)
+    _check_factor(operators, factor, dtype)
     rtol = (1e-10 if dtype == jnp.float64 else 1e-5) if rtol is None else rtol
     arguments.check_number("solve", "rtol", rtol, "in (0, 1)", lambda value: 0 < value < 1, "try 1e-8")
     if not isinstance(max_steps, jax.Array):
@@ -198,6 +200,22 @@ def solve(
     arguments.check_count("solve", "refinements", refinements)
     steps = jnp.asarray(max_steps, jnp.int32)
     return _solve(operators, factor, force, divergence, boundary_values, jnp.asarray(rtol, dtype), steps, refinements)
+
+
+def _check_factor(operators: StokesOperators, factor: StokesFactor, dtype: Any) -> None:
+    """Refuse a factor that is seen to be of other operators; of one that is not seen the residual will tell."""
+    if not isinstance(factor, StokesFactor):
+        got = f"of type {type(factor).__name__}"
+        arguments.refuse("solve", "factor", got, "a StokesFactor", "use factorize(...)", error=TypeError)
+    if (factor.shape, factor.boundary) != (operators.grid.shape, operators.boundary):
+        arguments.refuse("solve", "factor", "of another grid or boundary", "that of the operators", "make it anew")
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(factor) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    if not dtypes <= {jnp.dtype(dtype)}:
+        got = f"of dtype {', '.join(map(str, dtypes))}"
+        arguments.refuse("solve", "factor", got, f"{dtype}, that of the force", "pass dtype=... to factorize")
+    if factor.method == "direct" and not _is_plain_box(operators):
+        got = "of 'direct' for a domain with solid or drag"
+        arguments.refuse("solve", "factor", got, "one of these operators", "make it anew")
 
 
 def choose_method(operators: StokesOperators, method: Method) -> str:
@@ -229,231 +247,87 @@ def _solve(
     refinements: int,
 ) -> StokesSolution:
     dtype = force.u.dtype
-    detached = jax.lax.stop_gradient
-    nu = jnp.asarray(operators.viscosity).astype(dtype)
-    right, mass = right_hand_side(operators, force, divergence, values)
-    right, force_defect = _balanced_force(operators, right)
-    compatibility = jnp.zeros((), dtype)
-    if mass is not None:
-        mass, compatibility = _balanced_mass(operators, mass)
-    w, pressure, figures = _linear_solve(
-        operators, factor, right, None if mass is None else nu * mass, rtol, max_steps, refinements
-    )
     data = (force, divergence, None if values is None else values.values, operators)
-    drag = operators.inverse_permeability
-    finite, in_range = all_finite(data), (nu > 0) if drag is None else (nu > 0) & jnp.all(drag >= 0)
+    finite, in_range = all_finite(data), _in_range(operators)
+    scaled, unit, back = _in_units(operators, force, divergence, values)
+    cells, force, divergence, values = scaled
+    null = saddle.null_space(cells, dtype)
+    right, mass = right_hand_side(cells, force, divergence, values)
+    right, force_defect = saddle.balanced_force(null, right)
+    compatibility = jnp.zeros((), dtype)
+    if mass is None:
+        mass = jnp.zeros(cells.grid.shape, dtype)
+    else:
+        mass, compatibility = saddle.balanced_mass(null, mass)
+    nu = cells.viscosity
+    (w, pressure), figures = saddle.solve_saddle(cells, null, factor, (right, nu * mass), rtol, max_steps, refinements)
     guard = jnp.where(finite & in_range, jnp.ones((), dtype), jnp.asarray(jnp.nan, dtype))
-    velocity, pressure = jax.tree.map(lambda part: part * (guard / nu), w), pressure * guard
+    velocity = units.times(jax.tree.map(lambda part: part * (guard / nu), w), back[1])
+    pressure = units.times(pressure * guard, back[0])
 
-    frozen, found = detached(operators), detached((velocity, pressure))
-    momentum, flux = frozen.saddle(found)
-    momentum = jax.tree.map(jnp.subtract, momentum, detached(right))
-    if mass is not None:
-        flux = flux - detached(mass)
-    # a branch gets arrays, so that the residuals are computed once and not in the middle of each reduction
-    parts = (momentum, flux, detached(right), *found)
-    sizes = jax.lax.cond(finite, _sizes, lambda parts: jnp.full(len(parts), jnp.nan, dtype), parts)
-    size_of_momentum, size_of_flux, size_of_force, size_of_velocity, size_of_pressure = sizes
-    ratio = lambda a, b: a / jnp.where(b > 0, b, jnp.ones_like(b))
-    spacing = jnp.min(jnp.stack([jnp.asarray(h).astype(dtype) for h in frozen.grid.spacing]))
+    detached = jax.lax.stop_gradient
+    ratio = lambda a, b: guard * a / jnp.where(b > 0, b, jnp.ones_like(b))
     stats = SolveStats(
-        iterations=figures[0],
-        momentum_residual=ratio(size_of_momentum, size_of_force),
-        divergence=ratio(size_of_flux * spacing, size_of_velocity),
+        iterations=figures.steps,
+        momentum_residual=detached(ratio(figures.momentum, figures.data)),
+        divergence=detached(ratio(figures.flux, jnp.maximum(figures.velocity, figures.data))),
         compatibility_defect=detached(compatibility),
         force_defect=detached(force_defect),
     )
-    solved = jnp.isfinite(size_of_velocity) & jnp.isfinite(size_of_pressure)
     conflict = jnp.maximum(stats.compatibility_defect, stats.force_defect) > jnp.sqrt(jnp.finfo(dtype).eps)
-    code, worst = figures[1], jnp.maximum(stats.momentum_residual, stats.divergence)
+    # of a velocity below the smallest number nothing is left
+    size = unit.velocity + units.exponent_of(figures.velocity)
+    vanished = (figures.velocity > 0) & (size < int(jnp.finfo(dtype).minexp))
+    accurate = (figures.excess <= 1) & ~vanished
     status = first_failing(
         (~finite, Status.NONFINITE_INPUT),
         (~in_range, Status.OUT_OF_RANGE),
-        (~solved, Status.NONFINITE_RESULT),
+        (~all_finite(detached((velocity, pressure))), Status.NONFINITE_RESULT),
         (conflict, Status.INCOMPATIBLE_DATA),
-        (code == Status.NOT_CONVERGED, Status.NOT_CONVERGED),
-        # an iteration that ends since nothing is left to do says the same as one that stagnates
-        ((code != Status.OK) & (worst > jnp.maximum(100 * rtol, 1000 * jnp.finfo(dtype).eps)), Status.INACCURATE),
+        (~accurate & (figures.code == Status.NOT_CONVERGED), Status.NOT_CONVERGED),
+        (~accurate, Status.INACCURATE),
     )
     return StokesSolution(velocity, pressure, status, stats)
 
 
-def _sizes(parts: tuple[Any, ...]) -> Array:
-    """The largest absolute value in each tree; reduced first along the axis along which a CPU does many at a time."""
-    largest = lambda tree: jnp.max(jnp.stack([jnp.max(jnp.max(jnp.abs(x), 0)) for x in jax.tree.leaves(tree)]))
-    return jnp.stack([largest(part) for part in parts])
+def _in_range(operators: StokesOperators) -> Array:
+    positive = [jnp.asarray(operators.viscosity) > 0, *(jnp.asarray(h) > 0 for h in operators.grid.spacing)]
+    in_range = jnp.all(jnp.stack(positive))
+    if operators.inverse_permeability is not None:
+        in_range &= jnp.all(operators.inverse_permeability >= 0)
+    return in_range
 
 
-def _balanced_mass(operators: StokesOperators, mass: Array) -> tuple[Array, Array]:
-    """Without its mean over the fluid where no side is open, and how large that was."""
-    if not operators.pressure_null_space:
-        return mass, jnp.zeros((), mass.dtype)
-    total, size = jnp.sum(mass), jnp.sum(jnp.abs(mass))
-    defect = jnp.abs(total) / jnp.where(size > 0, size, jnp.ones_like(size))
-    return _without_mean(operators, mass), defect
+def _in_units(
+    operators: StokesOperators, force: Velocity, divergence: Array | None, values: BoundaryValues | None
+) -> tuple[tuple[StokesOperators, Velocity, Array | None, BoundaryValues | None], units.Units, tuple[Array, ...]]:
+    """The problem in units in which cells, viscosity and the largest of the data are of size one.
 
-
-def _without_mean(operators: StokesOperators, cells: Array) -> Array:
-    if operators.solid is None:
-        return cells - jnp.mean(cells)
-    fluid = operators.fluid_cells().astype(cells.dtype)
-    return (cells - jnp.sum(cells * fluid) / jnp.sum(fluid)) * fluid
-
-
-def _balanced_force(operators: StokesOperators, force: Velocity) -> tuple[Velocity, Array]:
-    parts, defect = [], jnp.zeros((), force.u.dtype)
-    for part, free in zip(force.components, operators.velocity_null_space, strict=True):
-        if free:
-            size = jnp.sum(jnp.abs(part))
-            share = jnp.abs(jnp.sum(part)) / jnp.where(size > 0, size, jnp.ones_like(size))
-            part, defect = part - jnp.mean(part), jnp.maximum(defect, share)
-        parts.append(part)
-    return Velocity(*parts), defect
-
-
-def _linear_solve(
-    operators: StokesOperators,
-    factor: StokesFactor,
-    force: Velocity,
-    mass: Array | None,
-    rtol: Array,
-    max_steps: Array,
-    refinements: int,
-) -> tuple[Velocity, Array, Array]:
-    """(w, p, [steps, code]) of A w + B^T p = force, B w = mass, with a derivative of its own.
-
-    Where the system is singular it is completed by the projections on its null space, and by the identity on what is
-    no unknown, so that it has an inverse to differentiate.
+    Then those units, and the factors that lead back from them for a pressure and a velocity.
     """
-    cells = jnp.zeros(operators.grid.shape, force.u.dtype) if mass is None else mass
-
-    frozen, factor = jax.lax.stop_gradient((operators, factor))
-
-    def inverse(right: Any) -> tuple[Any, Array]:
-        w, p, steps, code = _invert(frozen, factor, right, rtol, max_steps)
-        for _ in range(refinements):
-            rest = jax.tree.map(jnp.subtract, right, _regular(frozen, w, p))
-            dw, dp, more, code = _invert(frozen, factor, rest, rtol, max_steps)
-            w, p, steps = optax.tree.add(w, dw), p + dp, steps + more
-        return (w, p), jnp.stack([steps, code]).astype(p.dtype)
-
-    system = lambda unknowns: _regular(operators, *unknowns)
-    figures = jnp.zeros(2, cells.dtype)
-    (w, p), figures = solve_implicitly(system, (force, cells), inverse, figures=figures, symmetric=True)
-    return w, p, figures.astype(jnp.int32)
-
-
-def _regular(operators: StokesOperators, w: Velocity, p: Array) -> tuple[Velocity, Array]:
-    """The saddle-point matrix of unit viscosity, made regular."""
-    momentum = jax.tree.map(jnp.add, operators.laplacian(w), operators.gradient(p))
-    mass = operators.divergence(w)
-    if operators.pressure_null_space:
-        mass = mass + (p - _without_mean(operators, p))
-    elif operators.solid is not None:
-        mass = mass + p * operators.solid.astype(p.dtype)
-    if operators.solid is not None:
-        idle = jax.tree.map(lambda active: (~active).astype(p.dtype), operators.active_faces())
-        momentum = jax.tree.map(lambda image, part, rest: image + part * rest, momentum, w, idle)
-    parts = [
-        image + jnp.mean(part) if free else image
-        for image, part, free in zip(momentum.components, w.components, operators.velocity_null_space, strict=True)
+    dtype = force.u.dtype
+    length = units.length_of(operators, dtype)
+    nu = jnp.asarray(operators.viscosity).astype(dtype)
+    viscosity = units.known_or_zero(units.exponent_of(nu))
+    prescribed = {} if values is None else {key: value.astype(dtype) for key, value in values.values.items()}
+    pressures = {key: value for key, value in prescribed.items() if key[2] == PRESSURE}
+    velocities = {key: value for key, value in prescribed.items() if key[2] != PRESSURE}
+    # the velocity that each of the data would cause in one cell
+    sizes = [
+        units.exponent_of(force) + 2 * length - viscosity,
+        units.exponent_of(divergence) + length,
+        units.exponent_of(pressures) + length - viscosity,
+        units.exponent_of(velocities),
     ]
-    return Velocity(*parts), mass
-
-
-def _invert(
-    operators: StokesOperators, factor: StokesFactor, right: tuple[Velocity, Array], rtol: Array, max_steps: Array
-) -> tuple[Velocity, Array, Array, Array]:
-    """The inverse of `_regular`: what lies in its added part is its own image."""
-    force, mass = right
-    free = [
-        jnp.mean(part) if null else None
-        for part, null in zip(force.components, operators.velocity_null_space, strict=True)
-    ]
-    constant = None
-    if operators.pressure_null_space:
-        balanced = _without_mean(operators, mass)
-        constant, mass = mass - balanced, balanced
-    elif operators.solid is not None:
-        solid = operators.solid.astype(mass.dtype)
-        constant, mass = mass * solid, mass * (1 - solid)
-    idle = None
-    if operators.solid is not None:
-        active = jax.tree.map(lambda active: active.astype(mass.dtype), operators.active_faces())
-        idle = jax.tree.map(lambda part, a: part * (1 - a), force, active)
-        force = jax.tree.map(jnp.multiply, force, active)
-    force = Velocity(
-        *(part if mean is None else part - mean for part, mean in zip(force.components, free, strict=True))
-    )
-    w, p, steps, code = _METHOD[factor.method](operators, factor, force, mass, rtol, max_steps)
-    if idle is not None:
-        w = jax.tree.map(jnp.add, w, idle)
-    w = Velocity(
-        *(part if mean is None else part - jnp.mean(part) + mean for part, mean in zip(w.components, free, strict=True))
-    )
-    if operators.pressure_null_space:
-        p = _without_mean(operators, p)
-    return w, p if constant is None else p + constant, steps, code
-
-
-_Result = tuple[Velocity, Array, Array, Array]
-
-
-def _direct(
-    operators: StokesOperators, factor: StokesFactor, force: Velocity, mass: Array, rtol: Array, max_steps: Array
-) -> _Result:
-    w, p = solve_box(factor.direct, force, mass)
-    return w, p, jnp.int32(0), jnp.int32(Status.OK)
-
-
-def _schur_cg(
-    operators: StokesOperators, factor: StokesFactor, force: Velocity, mass: Array, rtol: Array, max_steps: Array
-) -> _Result:
-    inverse = partial(solve_laplacian, operators)
-    if factor.velocity_levels is not None:
-        inverse = partial(
-            _inner_solve, operators, factor, jnp.maximum(rtol * _INNER_TOLERANCE, jnp.finfo(rtol.dtype).eps)
+    unit = units.Units(length, viscosity, units.known_or_zero(jnp.max(jnp.stack(sizes))))
+    into, drag_into, nu_into, force_into, divergence_into, pressure_into, velocity_into, *back = units.powers(
+        dtype, -length, 2 * length, -viscosity, -unit.force, -unit.divergence, -unit.pressure, -unit.velocity,
+        unit.pressure, unit.velocity,
+    )  # fmt: skip
+    if values is not None:
+        values = dataclasses.replace(
+            values, values={**units.times(pressures, pressure_into), **units.times(velocities, velocity_into)}
         )
-    project = partial(_without_mean, operators) if operators.pressure_null_space else lambda p: p
-    precondition = project
-    if factor.pressure_levels is not None:
-        precondition = lambda p: project(preconditioners.cycle(factor.pressure_levels, (p,))[0])
-    first = inverse(force)
-    product = lambda p: project(operators.divergence(inverse(operators.gradient(p))))
-    right = project(operators.divergence(first) - mass)
-    p, steps, code = conjugate_gradient_loop(product, precondition, right, rtol, max_steps)
-    return optax.tree.sub(first, inverse(operators.gradient(p))), p, steps, code
-
-
-def _inner_solve(operators: StokesOperators, factor: StokesFactor, rtol: Array, right: Velocity) -> Velocity:
-    """A^-1 by conjugate gradients with one multigrid cycle a step."""
-    cycle = partial(preconditioners.velocity_cycle, factor.velocity_levels)
-    return conjugate_gradient_loop(operators.laplacian, cycle, right, rtol, jnp.int32(200))[0]
-
-
-def _minres(
-    operators: StokesOperators, factor: StokesFactor, force: Velocity, mass: Array, rtol: Array, max_steps: Array
-) -> _Result:
-    project = partial(_without_mean, operators) if operators.pressure_null_space else lambda p: p
-
-    levels = preconditioners.joined(factor.velocity_levels, factor.pressure_levels)
-
-    def product(unknowns: Any) -> Any:
-        w, p = unknowns
-        return jax.tree.map(jnp.add, operators.laplacian(w), operators.gradient(p)), project(operators.divergence(w))
-
-    def precondition(residual: Any) -> Any:
-        r, s = residual
-        *parts, darcy = preconditioners.cycle(levels, (*r.components, s))
-        return Velocity(*parts), project(s + darcy)
-
-    (w, p), steps, code = minres_loop(product, precondition, (force, project(mass)), rtol, max_steps)
-    return w, p, steps, code
-
-
-_METHOD: dict[str, Callable[..., _Result]] = {
-    "direct": _direct,
-    "schur_cg": _schur_cg,
-    "simple_cg": _schur_cg,
-    "minres": _minres,
-}
+    cells = dataclasses.replace(units.on_cells(operators, into, drag_into), viscosity=units.times(nu, nu_into))
+    scaled = cells, units.times(force, force_into), units.times(divergence, divergence_into), values
+    return scaled, unit, tuple(back)

@@ -1,0 +1,110 @@
+"""The permeability of a sample of a porous medium, repeated periodically."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int32
+
+from jaxnm import arguments
+from jaxnm.status import Status
+from jaxnm.stokes.connectivity import components
+from jaxnm.stokes.counting import percolating_axes
+from jaxnm.stokes.grid import Boundary, Grid, Velocity, as_solid, face_shapes, is_concrete
+from jaxnm.stokes.operators import discretize
+from jaxnm.stokes.solvers import Method, SolveStats, solve
+
+_TORUS = Boundary("periodic", "periodic", "periodic")
+
+
+@flax.struct.dataclass
+class Permeability:
+    """The tensor, and for each axis how well the flow that is driven along it was computed."""
+
+    tensor: Float[Array, "dim dim"]
+    """K in `mean u = -K grad p / nu`, symmetric; zero in the rows and columns of axes that no path through the fluid
+    leads along. Column d comes from the flow driven along axis d."""
+    status: Int32[Array, "dim"]
+    """Of the flow along each axis: those of `solve`, and NOT_PERCOLATING."""
+    stats: SolveStats
+    """Of the same flows, each field [dim]."""
+
+
+def permeability(
+    solid: Bool[ArrayLike, "*cells"] | None = None,
+    *,
+    spacing: ArrayLike | tuple[ArrayLike, ...] | list[ArrayLike] = 1.0,
+    inverse_permeability: Float[ArrayLike, "*cells"] | None = None,
+    method: Method = "auto",
+    rtol: float | None = None,
+    dtype: Any = float,
+) -> Permeability:
+    """The permeability tensor of a periodic cell: mean velocities (over the whole cell) of unit pressure gradients.
+
+    Args:
+      solid: [*cells] booleans in two or three dimensions, True in the solid. One that is traced may have fluid that
+        does not hang together: a closed pore adds nothing.
+      spacing: size of a cell, one number or one for each axis; K has its unit squared.
+      inverse_permeability: [*cells] in 1 / spacing^2, for porous or partial solids; differentiable.
+      method: as in `solve`.
+      rtol: as in `solve`.
+      dtype: float32 or float64.
+
+    Returns:
+      `Permeability(tensor, status, stats)`.
+
+    Raises:
+      ValueError: neither mask nor drag, a spacing of another length, or fluid that does not hang together in a mask
+        that is known while tracing. TypeError: a mask that is not boolean.
+
+    Status:
+      For each axis that of `solve`, whose INCOMPATIBLE_DATA means here that nothing resists the flow (the column is
+      NaN). NOT_PERCOLATING: no path through the fluid leads along the axis, so that its rows and columns are zero.
+
+    Cost: one solution for each axis, together under `vmap`.
+    Differentiable in the spacing and the inverse permeability.
+
+    Example:
+      >>> solid = jnp.zeros((4, 8), bool).at[:, 0].set(True)
+      >>> slit = permeability(solid)
+      >>> round(float(slit.tensor[0, 0]), 4), slit.status.tolist()
+      (3.7188, [0, 13])
+    """
+    cells = solid if solid is not None else inverse_permeability
+    if cells is None:
+        arguments.refuse("permeability", "solid", "None", "a mask, or inverse_permeability", "pass one of them")
+    shape = jnp.shape(cells)
+    several: Any = spacing
+    sizes = tuple(several) if isinstance(several, tuple | list) or jnp.ndim(several) else (several,) * len(shape)
+    if len(sizes) != len(shape):
+        arguments.refuse(
+            "permeability", "spacing", f"of {len(sizes)} numbers", f"one number or {len(shape)}", "one for each axis"
+        )
+    grid = Grid(shape, (0.0,) * len(shape), tuple(n * h for n, h in zip(shape, sizes, strict=True)))
+    operators = discretize(grid, _TORUS, solid=solid, inverse_permeability=inverse_permeability)
+    dtype = jnp.result_type(dtype)
+    arguments.check_dtype("permeability", "dtype", dtype)
+    forces = Velocity(
+        *(
+            jnp.stack([jnp.full(part, 1.0 if driven == c else 0.0, dtype) for driven in range(grid.dim)])
+            for c, part in enumerate(face_shapes(grid, _TORUS))
+        )
+    )
+    solution = jax.vmap(lambda force: solve(operators, force, method=method, rtol=rtol))(forces)
+    axes = tuple(range(1, grid.dim + 1))
+    means = jnp.stack([jnp.mean(part, axes) for part in solution.velocity.components])
+    percolates = jnp.ones(grid.dim, bool)
+    if solid is not None:
+        mask = as_solid("permeability", solid, grid)
+        if is_concrete(mask):
+            percolates = jnp.asarray(percolating_axes(np.asarray(mask), _TORUS))
+        else:
+            percolates = jnp.any(components(mask, _TORUS).winds, 0)
+    among = lambda *codes: jnp.any(jnp.stack([solution.status == jnp.int32(code) for code in codes]), 0)
+    invalid = among(Status.NONFINITE_INPUT, Status.OUT_OF_RANGE)
+    status = jnp.where(percolates | invalid, solution.status, jnp.int32(Status.NOT_PERCOLATING))
+    tensor = jnp.where(percolates[:, None] & percolates[None], means, jnp.zeros_like(means))
+    usable = ~(invalid | (percolates & among(Status.INCOMPATIBLE_DATA)))
+    return Permeability(arguments.nan_unless(tensor.T, usable, 1).T, status, solution.stats)
