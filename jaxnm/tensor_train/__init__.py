@@ -1,14 +1,17 @@
 """Tensor trains: arrays of hundreds of modes as chains of small cores, of one padded shape, inside `jit`.
 
-`trains`: how a train is stored, its cores in and out, its arithmetic. `products`: entries, inner products, norms by
-orthogonal factorizations, integrals and marginals; `spectra`: singular values of the bonds. `rounding`: smaller ranks,
-with a derivative. `dense`: full arrays in and out. `matrices`: operators, and sums of many trains. `cross_sweeps`,
-`cross`: trains of functions, from some of their entries; `chebyshev`: functions on a box; `black_box`: functions on the
-host. `quantics`: vectors of 2^q numbers. `sampling`: a train as a probability; `extremes`: its largest and smallest
-entry. `optimize`, `protes`, `ttopt`: functions of integers, minimized. `solve_sites`, `solve`: linear systems;
-`laplace`: the inverse of a sum over the dimensions. `storage`: files.
-Conventions: tolerances are relative to the norm, distances are absolute; ranks are traced and `max_rank` is static;
-keys are typed; an index is an int32 row of d numbers, never a linear index.
+`scaling`: exact powers of two, so that nothing overflows. `trains`: how a train is stored, its cores in and out, its
+arithmetic. `products`: entries, inner products, norms by orthogonal factorizations, integrals and marginals; `spectra`:
+singular values of the bonds. `rounding`: smaller ranks, with a derivative. `dense`: full arrays in and out. `matrices`:
+operators, and sums of many trains. `cross_sweeps`, `cross_search`, `cross_train`, `cross_table`, `cross`: trains of
+functions, from some of their entries; `chebyshev`: functions on a box; `black_box`: functions on the host. `quantics`:
+vectors of 2^q numbers. `sampling`: a train as a probability; `extremes`: its largest and smallest entry. `optimize`,
+`protes`, `ttopt`: functions of integers, minimized. `solve_sites`, `solve`: linear systems; `laplace`: the inverse of a
+sum over the dimensions. `storage`: files.
+Conventions: ranks are traced and `max_rank` is static; keys are typed; an index is an int32 row of d numbers, never a
+linear index. Every tolerance is relative: eps of `round`, `sum_many` and `from_dense` to the Frobenius norm of what is
+given, tol of `solve` to that of the right-hand side, eps of `laplace_inverse` to the eigenvalues of the inverse, and
+tol of a cross to the largest |value| that it has seen. Distances and norms are absolute.
 """
 
 from jaxnm.tensor_train import quantics as quantics

@@ -1,5 +1,6 @@
 """Cross interpolation of functions that cannot be traced and are expensive: on the host, no entry asked for twice."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -10,11 +11,11 @@ from jaxtyping import Array, ArrayLike, Int, Key
 
 from jaxnm import arguments
 from jaxnm.status import Status
-from jaxnm.tensor_train.cross import FLOOR, MARGIN, CrossResult, check_initial
-from jaxnm.tensor_train.trains import bounded_rank, checked_shape, from_cores
+from jaxnm.tensor_train.cross import FLOOR, MARGIN, VISIBLE, CrossResult, check_initial, of_table
+from jaxnm.tensor_train.trains import bounded_rank, checked_shape, from_cores, to_cores
 
 _EXTRA = 4
-_CHAINS = 3
+_CHAINS = 2
 
 
 def from_black_box(
@@ -41,18 +42,20 @@ def from_black_box(
       initial: multi-indices where f is known to matter.
       max_sweeps: sweeps over all bonds, in alternating direction; fewer are made as in
         `from_function`.
-      samples: random indices at the start, after each sweep, and in the check.
+      samples: random indices at the start, after each sweep, and in the check; after a sweep, a quarter more of them
+        continue pivots.
       search: "rook" asks for some rows and columns of the blocks of two modes, "full" for all entries.
 
     Returns:
       `CrossResult` as of `from_function`, without padding: max_rank of the train is the largest rank. num_evaluations
-      counts the indices that f was given.
+      counts the indices that f was given. Where these are all that there are, check_error is of all entries.
 
     Raises:
       ValueError: as `from_function`; values of another shape. TypeError: a raw key, integer values.
 
-    Status: as `from_function`.
-    Cost: about 3 d n R^2 evaluations, the most part of them in the first sweeps. Not under `jit`, and not
+    Status: as `from_function`; UNEXPLORED where fewer than 8 of the `samples` in the check are above tol.
+    Cost: about 3 d n R^2 evaluations, the most part of them in the first sweeps; all entries, in one call, where there
+    are no more of them than this. Not under `jit`, and not
     differentiable.
     Source: as `from_function`.
 
@@ -66,16 +69,20 @@ def from_black_box(
     sizes = checked_shape(name, shape)
     for argument, value in (("max_rank", max_rank), ("max_sweeps", max_sweeps), ("samples", samples)):
         arguments.check_count(name, argument, value, minimum=1)
-    if isinstance(tol, jax.core.Tracer) or isinstance(initial, jax.core.Tracer):
+    if any(isinstance(value, jax.core.Tracer) for value in (tol, initial, key)):
         arguments.refuse(name, "an argument", "traced", "known values", "use from_function under jit")
+    (known,) = arguments.to_arrays(name, tol=tol)
+    arguments.check_real(name, "tol", known)
+    arguments.check_shape(name, "tol", known, "a scalar", lambda shape: shape == (), "one for all bonds")
+    tol = float(tol)
     arguments.check_number(name, "tol", tol, ">= 0", lambda value: value >= 0, "0 is as good as 8 machine epsilons")
     arguments.check_key(name, key)
-    if search not in ("full", "rook"):
+    if not isinstance(search, str) or search not in ("full", "rook"):
         arguments.refuse(name, "search", repr(search), "'full' or 'rook'", "use 'rook'")
-    given = np.asarray(check_initial(name, initial, sizes))
+    given = np.asarray(check_initial(name, initial, sizes)[0])
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)).reshape(-1).tolist())
     table = _Table(f, sizes)
-    run = _Run(table, random, bounded_rank(sizes, int(max_rank)), float(tol), samples, search == "full")
+    run = _Run(table, random, bounded_rank(sizes, int(max_rank)), tol, int(samples), search == "full")
     return run.result(given, max_sweeps)
 
 
@@ -85,7 +92,7 @@ class _Table:
     def __init__(self, f: Callable[[np.ndarray], Any], sizes: tuple[int, ...]):
         self.f, self.sizes = f, sizes
         self.known: dict[bytes, Any] = {}
-        self.dtype: Any = np.float64
+        self.dtype: Any = None
         self.best_index, self.best_value = np.zeros(len(sizes), np.int32), 0.0
         self.broken = False
 
@@ -98,6 +105,11 @@ class _Table:
             self._ask(list(fresh), indices[list(fresh.values())])
         return np.array([self.known[name] for name in names], self.dtype)
 
+    def everything(self) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, values) of all that is known."""
+        indices = np.frombuffer(b"".join(self.known), np.int32).reshape(len(self.known), -1)
+        return indices, np.array(list(self.known.values()), self.dtype)
+
     def _ask(self, names: list[bytes], indices: np.ndarray) -> None:
         values = np.asarray(self.f(indices))
         if values.shape != (len(names),):
@@ -106,7 +118,9 @@ class _Table:
         if not np.issubdtype(values.dtype, np.inexact):
             got = f"of dtype {values.dtype}"
             arguments.refuse("from_black_box", "the value of f", got, "floating", "use .astype(float)", error=TypeError)
-        self.dtype = values.dtype
+        arguments.check_dtype("from_black_box", "the value of f", values.dtype)
+        # that of all batches so far: a complex one makes the earlier ones complex
+        self.dtype = values.dtype if self.dtype is None else np.result_type(self.dtype, values.dtype)
         finite = np.isfinite(values)
         self.broken |= not finite.all()
         values = np.where(finite, values, np.nan).astype(values.dtype)
@@ -142,11 +156,40 @@ class _Run:
     def largest(self) -> float:
         return float(abs(self.table.best_value))
 
+    @property
+    def least(self) -> int:
+        """So many values of a draw must be above the tolerance."""
+        return min(VISIBLE, self.samples)
+
+    @property
+    def all_known(self) -> bool:
+        return len(self.table.known) == math.prod(self.table.sizes)
+
+    def visible(self, values: np.ndarray) -> int:
+        """How many are."""
+        return int(np.sum(np.nan_to_num(np.abs(values)) > self.tol * self.largest))
+
     def drawn(self) -> np.ndarray:
         return self.random.integers(0, self.table.sizes, (self.samples, self.d), np.int32)
 
+    def guided(self) -> np.ndarray:
+        """Beginnings of pivots that are continued at random."""
+        points = self.random.integers(0, self.table.sizes, (-(-self.samples // 4), self.d), np.int32)
+        for point, bond in zip(points, self.random.integers(0, self.d + 1, len(points)), strict=True):
+            left, right = self.left[bond], self.right[bond]
+            if self.random.random() < 0.5:
+                point[:bond] = left[self.random.integers(len(left))]
+            else:
+                point[bond:] = right[self.random.integers(len(right))]
+        return points
+
     def result(self, given: np.ndarray, max_sweeps: int) -> CrossResult:
         table, d = self.table, self.d
+        if math.prod(table.sizes) <= 3 * d * max(table.sizes) * self.size**2:
+            # a cross might ask for as many entries; it asks for none of them again if it has to interpolate some
+            values = table(np.indices(table.sizes, np.int32).reshape(d, -1).T).reshape(table.sizes)
+            if not table.broken:
+                return self.of_all(jnp.asarray(values))
         table(np.concatenate([given, self.drawn()]))
         for _ in range(16):
             if self.largest > 0:
@@ -158,11 +201,13 @@ class _Run:
         for _ in range(max_sweeps):
             forward = not forward
             errors, cores = self.sweep(forward, additions)
-            additions, error = self.look_around(cores)
+            additions, error, visible = self.look_around(cores)
             steady, ranks = max(map(len, self.left)) <= ranks, max(map(len, self.left))
-            if steady and self.largest > 0 and error <= self.tol * self.largest:
+            small = error <= self.tol * self.largest
+            # where little was seen, all sweeps are made, for the searches between them
+            if steady and small and (visible >= self.least or self.all_known):
                 break
-            if steady:
+            if steady and not small:
                 self.share /= 4
         # without additions and last from left to right, so that the left indices are nested
         if forward:
@@ -170,21 +215,37 @@ class _Run:
         errors, cores = self.sweep(True, given[:0])
         check = self.drawn()
         values, train = table(check), _entries(cores, check)
+        explored = self.visible(values) >= self.least
         scale = self.largest or 1.0
+        if self.all_known:
+            # nothing is left to be guessed
+            check, values = table.everything()
+            train, explored = _entries(cores, check), True
         difference = np.abs(values - train)
         finite = difference[np.isfinite(values)]
         check_error = finite.max() / scale if finite.size else np.nan
+        mean = abs(_mean(cores)) / scale
+        mean_error = check_error / mean if mean > 0 else np.inf if check_error > 0 else check_error
         tt = from_cores([jnp.asarray(core.astype(table.dtype)) for core in cores])
         real = jnp.finfo(tt.dtype).dtype
         limit = self.local * self.largest
         full = any(e > limit and len(r) == self.size for e, r in zip(errors, self.left[1:-1], strict=True))
-        late = Status.OK if check_error <= MARGIN * self.tol else Status.NOT_CONVERGED
-        status = Status.NONFINITE_INPUT if table.broken else late
+        status = Status.OK if explored else Status.UNEXPLORED
+        if not check_error <= MARGIN * self.tol:
+            status = Status.NOT_CONVERGED
+        if table.broken:
+            status = Status.NONFINITE_INPUT
         return CrossResult(
             tt, tt.ranks, jnp.asarray(max(errors, default=0) / scale, real), jnp.asarray(check_error, real),
-            jnp.int32(len(table.known)), jnp.bool_(full), jnp.asarray(table.best_index),
+            jnp.asarray(mean_error, real), jnp.int32(len(table.known)), jnp.bool_(full), jnp.asarray(table.best_index),
             jnp.asarray(table.best_value, tt.dtype), jnp.int32(status),
         )  # fmt: skip
+
+    def of_all(self, values: Array) -> CrossResult:
+        """From the whole table, by TT-SVD."""
+        tol = jnp.asarray(self.asked_tol, jnp.finfo(values.dtype).dtype)
+        result = of_table(values, self.size, tol, jnp.bool_(False))
+        return result.replace(tt=from_cores(to_cores(result.tt)))
 
     def sweep(self, forward: bool, additions: np.ndarray) -> tuple[list[float], list[np.ndarray]]:
         """(what is left over at each bond, cores)."""
@@ -222,18 +283,30 @@ class _Run:
         i, order, last = factorize(rows, columns[j])
         return rows[i], columns[j][order], max(error, last)
 
-    def look_around(self, cores: list[np.ndarray]) -> tuple[np.ndarray, float]:
-        """(where the train is most in error, the largest such error)."""
-        draw = self.drawn()
+    def look_around(self, cores: list[np.ndarray]) -> tuple[np.ndarray, float, int]:
+        """(where the train is most in error, the largest such error, how many uniform values are visible).
+
+        Half of the chains climb by errors, half by values.
+        """
+        uniform = self.drawn()
+        visible = self.visible(self.table(uniform))
+        drawn = np.concatenate([uniform, self.guided()])
         error = lambda indices: np.nan_to_num(np.abs(self.table(indices) - _entries(cores, indices)))
-        points = draw[np.argsort(-error(draw))[:_CHAINS]]
-        for k, n in enumerate(self.table.sizes):
-            every = np.repeat(points[:, None], n, 1)
-            every[:, :, k] = np.arange(n)
-            errors = error(every.reshape(-1, self.d)).reshape(len(points), n)
-            points = every[np.arange(len(points)), errors.argmax(1)]
+        size = lambda indices: np.nan_to_num(np.abs(self.table(indices)))
+        missed = float(error(drawn).max())
+        ends = []
+        for goal in (error, size):
+            points = drawn[np.argsort(-goal(drawn))[:_CHAINS]]
+            for k, n in enumerate(self.table.sizes):
+                every = np.repeat(points[:, None], n, 1)
+                every[:, :, k] = np.arange(n)
+                goals = goal(every.reshape(-1, self.d)).reshape(len(points), n)
+                points = every[np.arange(len(points)), goals.argmax(1)]
+            ends.append(points)
+        points = np.unique(np.concatenate(ends), axis=0)
         errors = error(points)
-        return points[errors > self.tol * self.largest], float(errors.max())
+        wanted = points[np.argsort(-errors)][: int(np.sum(errors > self.tol * self.largest))]
+        return wanted, max(missed, float(errors.max())), visible
 
 
 def _distinct(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -290,8 +363,19 @@ def _quotient(values: np.ndarray, pivots: np.ndarray) -> np.ndarray:
     return np.linalg.solve(corner.T, lower[:m].T).T
 
 
+def _mean(cores: list[np.ndarray]) -> Any:
+    """Of all entries."""
+    row = np.ones(1, cores[0].dtype)
+    for core in cores:
+        row = row @ core.mean(1)
+    return row[0]
+
+
 def _entries(cores: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
     rows = np.ones((len(indices), 1), cores[0].dtype)
     for core, index in zip(cores, indices.T, strict=True):
-        rows = np.einsum("mr,rms->ms", rows, core[:, index])
+        moved = np.empty((len(indices), core.shape[2]), core.dtype)
+        for value in range(core.shape[1]):
+            moved[index == value] = rows[index == value] @ core[:, value]
+        rows = moved
     return rows[:, 0]

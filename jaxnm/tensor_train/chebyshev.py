@@ -12,8 +12,10 @@ from jaxtyping import Array, ArrayLike, Float, Inexact, Int, Int32, Key
 
 from jaxnm import arguments
 from jaxnm.linalg import einsum
+from jaxnm.linalg.scaling import rescaled
 from jaxnm.status import Status, first_failing, merge
 from jaxnm.tensor_train.cross import FLOOR, MARGIN, CrossResult, Search, from_function_on
+from jaxnm.tensor_train.scaling import scaled_back, unit_cores
 from jaxnm.tensor_train.trains import TT
 
 _POINTS = 512
@@ -180,19 +182,22 @@ def _evaluate(tt: TT, box: Array, points: Array) -> Array:
     n, size = max(tt.shape), tt.max_rank
     real = points.dtype
 
-    def step(rows: Array, site: tuple[Array, Array]) -> tuple[Array, None]:
-        core, t = site
+    def step(carry: tuple[Array, Array], site: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        (rows, units), (core, t) = carry, site
 
         # T_(j+1) = 2 t T_j - T_(j-1), which is stable on [-1, 1]; the one before T_0 = 1 is T_1 = t
-        def recur(carry: tuple[Array, Array], coefficient: Array) -> tuple[tuple[Array, Array], Array]:
-            before, now = carry
+        def recur(pair: tuple[Array, Array], _: Array) -> tuple[tuple[Array, Array], Array]:
+            before, now = pair
             return (now, 2 * t * now - before), now
 
         _, basis = jax.lax.scan(recur, (t, jnp.ones_like(t)), jnp.arange(n, dtype=jnp.int32))
         moved = einsum("mr,rjs->mjs", rows, core)
-        return einsum("mjs,jm->ms", moved, basis.astype(core.dtype)), None
+        rows, more = jax.vmap(rescaled)(einsum("mjs,jm->ms", moved, basis.astype(core.dtype)))
+        return (rows, units + more), None
 
-    start = jnp.zeros((points.shape[0], size), tt.dtype).at[:, 0].set(1)
-    rows, _ = jax.lax.scan(step, start, (tt.cores, there.T))
-    values = rows[:, 0] * jnp.exp(tt.log_scale).astype(tt.dtype)
+    cores, exponents = unit_cores(tt.cores)
+    rows = jnp.zeros((points.shape[0], size), tt.dtype).at[:, 0].set(1)
+    units = jnp.full(points.shape[0], jnp.sum(exponents, dtype=jnp.int32))
+    (rows, units), _ = jax.lax.scan(step, (rows, units), (cores, there.T))
+    values = scaled_back(rows[:, 0], units, tt.log_scale)
     return jnp.where(inside, values, jnp.full((), jnp.nan, real).astype(values.dtype))

@@ -1,10 +1,12 @@
 """Trains of functions that can only be asked for entries: tensor cross interpolation with a search for what it missed.
 
-Sweeps choose pivots (see `cross_sweeps`). Then the train is evaluated once more at the final ones, and only that is
-differentiated.
+Sweeps choose pivots (see `cross_sweeps`, and `cross_search` for those that no sweep would see). Then the train is
+evaluated once more at the final ones, and only that is differentiated. A function with so few entries that sweeps would
+ask for all of them is a table (see `cross_table`).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -18,10 +20,17 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Inexact, Int, Int32, Key
 from jaxnm import arguments
 from jaxnm.linalg import matmul
 from jaxnm.status import Status, first_failing
+from jaxnm.tensor_train import cross_search, cross_table, cross_train
 from jaxnm.tensor_train import cross_sweeps as sweeps
-from jaxnm.tensor_train.cross_sweeps import ROOM, SAMPLES, Best, Indices, Oriented
-from jaxnm.tensor_train.products import gather
-from jaxnm.tensor_train.trains import TT, bounded_rank, checked_shape, core_mask, within
+from jaxnm.tensor_train.cross_sweeps import ROOM, Best, Indices, Oriented
+from jaxnm.tensor_train.dense import to_dense
+from jaxnm.tensor_train.trains import (
+    TT,
+    bounded_rank,
+    checked_shape,
+    rescaled,
+    times_power_of_two,
+)
 
 Search = Literal["auto", "full", "rook"]
 SEARCHES = ("auto", "full", "rook")
@@ -30,9 +39,12 @@ _LARGE_BLOCK = 2**15
 _GLOBAL = 8
 """Global pivots that are looked for after a sweep."""
 _BATCHES = 64
-"""Times that random indices are drawn for a start while f is zero."""
+"""Times that random indices are drawn for a start while f is zero, at most."""
 MARGIN = 10
 """Errors at random indices may be this many tolerances."""
+VISIBLE = 8
+"""So many values of the check must be above the tolerance; a support half of which was missed then shows in 98 of 100
+cases."""
 FLOOR = 8
 """No pivot is below this many machine epsilons of the largest entry."""
 
@@ -46,8 +58,11 @@ class CrossResult:
     pivot_error: Float[Array, ""]
     """The largest entry that the last factorizations left over, relative to |best_value|."""
     check_error: Float[Array, ""]
-    """The largest error at random indices that were used for nothing else, and where a search along coordinates led
-    from the worst of others, relative to |best_value|."""
+    """The largest error at random indices that gave no pivots, and where searches along coordinates led from them,
+    relative to |best_value|; of all entries where `num_evaluations` is the number of entries."""
+    mean_error: Float[Array, ""]
+    """The error of the mean of all entries, and so of their sum and integral, relative to the modulus of that mean, if
+    no error is above check_error; the error itself where all entries are known. Infinite for a mean of zero."""
     num_evaluations: Int32[Array, ""]
     """How often the function was called, padding included; at most 2^31 - 1."""
     saturated: Bool[Array, ""]
@@ -78,8 +93,9 @@ def from_function(
         what is to be differentiated, goes into `args`.
       shape: the mode sizes, d of them (static).
       max_rank: R (static); clipped to what the shape can have.
-      tol: the error asked for, relative to the largest |f| that was seen. Pivots are above tol / sqrt(d - 1), and above
-        less where errors add up, but not below 8 machine epsilons. May be traced.
+      tol: the error asked for in an entry, relative to the largest |f| that was seen, and to nothing else: what this
+        means for the sum of all entries is `mean_error`. Pivots are above tol / sqrt(d - 1), and above less where
+        errors add up, but not below 8 machine epsilons. May be traced.
       key: of `jax.random.key`, for the start, the search for global pivots, and the check.
       initial: multi-indices where f is known to matter, such as a narrow peak.
       args: pytrees of arrays.
@@ -92,19 +108,32 @@ def from_function(
       `CrossResult`. An entry of f that is NaN or infinite is no pivot; the train interpolates there. If f was zero
       wherever it was seen, the train is zero, of rank one.
 
+      Where two sweeps would ask for as many entries as there are, each entry is evaluated once instead, the table is
+      decomposed by TT-SVD, and the check is exact. Where more sweeps would, as many are made as ask for no more; if the
+      check is not passed then, all entries are evaluated as above, so that there are never more than two evaluations
+      an entry.
+
     Raises:
       ValueError: an empty shape or mode, max_rank < 1, tol < 0, initial of another shape or outside. TypeError: f does
         not give a floating or complex scalar, a raw key.
 
-    Status: NONFINITE_INPUT: f was NaN or infinite somewhere. NOT_CONVERGED: check_error is above 10 tol, because
-    max_rank is too small (`saturated`), or the sweeps too few, or the function too rough. 512 random indices are looked
-    at after every sweep and in the check, and coordinate searches start from the worst of them. What none of these
-    meets, such as a peak of a single entry, no method can know of: pass it as `initial`.
+    Status:
+      NONFINITE_INPUT: f was NaN or infinite somewhere.
+      OUT_OF_RANGE: a traced `initial` has an index that the shape does not have; it was moved to the nearest one.
+      NOT_CONVERGED: check_error is above 10 tol, because max_rank is too small (`saturated`), or the sweeps too few, or
+        the function too rough.
+      UNEXPLORED: of 384 uniform indices that gave no pivots, fewer than 8 have a value above tol |best_value|, so that
+        the check says next to nothing of where f is large. All sweeps were made then, for the searches between them.
+
+    After every sweep 512 indices are looked at, 128 of them continuations and changes of pivots; coordinate searches
+    start from the largest errors and values. What none of these meets, such as a peak of a single entry, no method can
+    know of: pass it as `initial`.
 
     Cost: (d - 1) (n R)^2 evaluations and n^2 R^3 d multiplications a sweep with "full". The compilation does not
     depend on d.
-    Differentiable in `args`, at fixed pivots: the train and what is made from it. All else has derivative zero. Where f
-    was not finite, the derivative may be NaN.
+    Differentiable in `args` to any order, at fixed pivots: the train, what is made from it, and best_value. The errors
+    are measurements, of derivative zero. Where f was not finite, the derivative may be NaN. A derivative in tol raises
+    TypeError.
     Source: Y. Nunez Fernandez, M. K. Ritter, et al., SciPost Phys. 18 (2025), 104, sections 3 and 4 (two-site tensor
     cross interpolation, rank-revealing LU, rook search, global pivots).
 
@@ -123,19 +152,35 @@ def from_function(
         arguments.refuse(
             name, "the value of f", found, "a floating scalar", "sum floats: i.astype(float)", error=TypeError
         )
+    arguments.check_dtype(name, "the value of f", out.dtype)
     arguments.check_count(name, "max_rank", max_rank, minimum=1)
     arguments.check_count(name, "max_sweeps", max_sweeps, minimum=1)
     arguments.check_number(name, "tol", tol, ">= 0", lambda value: value >= 0, "0 is as good as 8 machine epsilons")
     arguments.check_key(name, key)
-    if search not in SEARCHES:
+    if not isinstance(search, str) or search not in SEARCHES:
         arguments.refuse(name, "search", repr(search), f"one of {SEARCHES}", "use 'auto'")
     size = bounded_rank(sizes, int(max_rank))
     if search == "auto":
         search = "rook" if ((size + ROOM) * max(sizes)) ** 2 >= _LARGE_BLOCK else "full"
-    start = check_initial(name, initial, sizes)
-    threshold = jnp.asarray(tol, jnp.finfo(out.dtype).dtype)
+    start, outside = check_initial(name, initial, sizes)
+    (threshold,) = arguments.to_arrays(name, tol=tol)
+    arguments.check_real(name, "tol", threshold)
     arguments.check_shape(name, "tol", threshold, "a scalar", lambda shape: shape == (), "one for all bonds")
-    return _cross(f, sizes, size, int(max_sweeps), search == "rook", threshold, key, start, tuple(args))
+    threshold = threshold.astype(jnp.finfo(out.dtype).dtype)
+    threshold = arguments.without_derivative(name, "tol", threshold, remedy="differentiate in args, at a fixed tol")
+    rook, sweeps_at_most = search == "rook", int(max_sweeps)
+    plan = _Plan(f, sizes, size, sweeps_at_most, rook)
+    given = (threshold, key, start, outside, tuple(args))
+    entries, (draw, a_sweep, rest) = math.prod(sizes), _calls(sizes, size, rook, start.shape[0])
+    beside = _batches(sizes) * draw + rest
+    if beside + (sweeps_at_most + 1) * a_sweep < entries or entries >= 2**31:
+        return _cross(plan, *given)[0]
+    if entries <= beside + 2 * a_sweep:
+        return _from_table(plan, *given)
+    # as many sweeps as ask for no more entries than there are; what they do not settle, the table does
+    capped = min(sweeps_at_most, (entries - beside) // a_sweep - 1)
+    result, settled = _cross(plan._replace(max_sweeps=capped), *given)
+    return _either(settled, result, lambda: _instead(plan, result, *given))
 
 
 def from_function_on(
@@ -207,22 +252,138 @@ class _AtPoint:
 # ------------------------------------------------------------------------------------------------ checks
 
 
-def check_initial(function: str, initial: Any, sizes: tuple[int, ...]) -> Array:
-    """[m, d] int32, m = 0 without any."""
+def check_initial(function: str, initial: Any, sizes: tuple[int, ...]) -> tuple[Array, Array]:
+    """([m, d] int32, m = 0 without any, each moved to the nearest index that there is; whether one had to be)."""
     d = len(sizes)
     if initial is None:
-        return jnp.zeros((0, d), jnp.int32)
+        return jnp.zeros((0, d), jnp.int32), jnp.bool_(False)
+    if not all(isinstance(size, int) for size in jnp.shape(initial)):
+        arguments.refuse(
+            function, "initial", f"of shape {jnp.shape(initial)}", "a known number", "export one program each"
+        )
     start = jnp.asarray(initial)
     if not jnp.issubdtype(start.dtype, jnp.integer):
         got = f"of dtype {start.dtype}"
         arguments.refuse(function, "initial", got, "integers", "give indices, not points", error=TypeError)
     condition = lambda shape: len(shape) == 2 and shape[1] == d
     arguments.check_shape(function, "initial", start, f"[m, {d}]", condition, "one row a multi-index")
-    if not isinstance(start, jax.core.Tracer):
-        known = np.asarray(start)
-        if ((known < 0) | (known >= np.array(sizes))).any():
-            arguments.refuse(function, "initial", "outside", f"indices below {sizes}", "count from 0")
-    return jnp.clip(start.astype(jnp.int32), jnp.int32(0), jnp.array(sizes, jnp.int32)[None] - 1)
+    # unsigned indices have no negative ones to compare with
+    inside = jnp.clip(start, 0, jnp.array(sizes, start.dtype)[None] - 1)
+    outside = jnp.any(inside != start)
+    if not isinstance(outside, jax.core.Tracer) and bool(outside):
+        arguments.refuse(function, "initial", "outside", f"indices below {sizes}", "count from 0")
+    return inside.astype(jnp.int32), outside
+
+
+# ------------------------------------------------------------------------------------------------ cross or table
+
+
+class _Plan(NamedTuple):
+    """What is static."""
+
+    f: Callable[..., Any]
+    shape: tuple[int, ...]
+    size: int
+    max_sweeps: int
+    rook: bool
+
+
+def _calls(shape: tuple[int, ...], size: int, rook: bool, given: int) -> tuple[int, int, int]:
+    """(evaluations of a draw, of a sweep with the search after it, of the last train)."""
+    d, n, draw, number = len(shape), max(shape), cross_search.SAMPLES, _chains(size, given)
+    a_sweep = (d - 1) * sweeps.block_evaluations(size, n, rook) + size * n + draw + cross_search.PASSES * number * d * n
+    return draw + given, a_sweep, d * size * size * (n + 1) + 1
+
+
+def _batches(shape: tuple[int, ...]) -> int:
+    """Times that random indices are drawn for a start while f is zero: an eighth of all entries at most, or once."""
+    return min(_BATCHES, 1 + math.prod(shape) // (8 * cross_search.SAMPLES))
+
+
+def _either(good: Array, result: CrossResult, other: Callable[[], CrossResult]) -> CrossResult:
+    """A result if it is good, or another one; outside of a trace, the program of the other one only if it is wanted."""
+    if isinstance(good, jax.core.Tracer):
+        return jax.lax.cond(good, lambda: result, other)
+    return result if bool(good) else other()
+
+
+def _from_table(
+    plan: _Plan, tol: Array, key: Array, initial: Array, outside: Array, args: tuple[Any, ...]
+) -> CrossResult:
+    """From all entries; where some are not finite, by a cross that interpolates there."""
+    table, finite, result = _whole(plan.f, plan.shape, plan.size, tol, outside, args)
+
+    def interpolated() -> CrossResult:
+        through, _ = _cross(plan._replace(f=_looked_up), tol, key, initial, outside, (table,))
+        return dataclasses.replace(through, num_evaluations=result.num_evaluations, status=result.status)
+
+    return _either(finite, result, interpolated)
+
+
+def _instead(
+    plan: _Plan, result: CrossResult, tol: Array, _key: Array, _initial: Array, outside: Array, args: tuple[Any, ...]
+) -> CrossResult:
+    """From all entries, after a cross that did not settle; where some are not finite, that of the cross is flagged."""
+    _, finite, whole = _whole(plan.f, plan.shape, plan.size, tol, outside, args)
+    flagged = dataclasses.replace(result, status=whole.status)
+    chosen = jax.tree.map(partial(jnp.where, finite), whole, flagged)
+    return dataclasses.replace(
+        chosen, num_evaluations=_added(0, (result.num_evaluations, 1), (whole.num_evaluations, 1))
+    )
+
+
+def _looked_up(index: Array, table: Array) -> Array:
+    return table[tuple(index)]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _whole(
+    f: Callable[..., Any], shape: tuple[int, ...], size: int, tol: Array, outside: Array, args: tuple[Any, ...]
+) -> tuple[Array, Array, CrossResult]:
+    """(all entries, whether they are finite, the result for them)."""
+    table = cross_table.entries(f, shape, args)
+    return table, jnp.all(jnp.isfinite(table)), of_table(table, size, tol, outside)
+
+
+@partial(jax.jit, static_argnums=1)
+def of_table(table: Array, size: int, tol: Array, outside: Array) -> CrossResult:
+    """The result for a table, checked at all entries; of use where they are finite, its status in any case."""
+    shape, dtype = table.shape, tol.dtype
+    tol = jnp.maximum(tol, FLOOR * jnp.finfo(dtype).eps)
+    finite = jnp.isfinite(table)
+    scaled, exponent = rescaled(jnp.where(finite, table, jnp.zeros_like(table)))
+    tt, full = cross_table.decomposed(scaled, tol, size)
+    difference = jax.lax.stop_gradient(to_dense(tt, max_size=scaled.size) - scaled)
+    fixed = jax.lax.stop_gradient(scaled)
+    at = jnp.argmax(jnp.abs(fixed)).astype(jnp.int32)
+    best_value, largest = table.reshape(-1)[at], jnp.abs(fixed.reshape(-1)[at])
+    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    broken, nothing = ~jnp.all(finite), ~jnp.any(finite)
+    error = jnp.max(jnp.abs(difference)) / unit
+    error = jnp.where(nothing, jnp.full_like(error, jnp.nan), error)
+    mean_error = _ratio(jnp.abs(jnp.sum(difference)), jnp.abs(jnp.sum(fixed)))
+    status = first_failing(
+        (broken, Status.NONFINITE_INPUT), (outside, Status.OUT_OF_RANGE),
+        (~(error <= MARGIN * tol), Status.NOT_CONVERGED),
+    )  # fmt: skip
+    strides = np.cumprod([1, *shape[:0:-1]])[::-1]
+    index = at // jnp.asarray(strides, jnp.int32) % jnp.asarray(shape, jnp.int32)
+    best_value = jnp.where(nothing, jnp.zeros_like(best_value), best_value)
+    return CrossResult(
+        _in_unit(tt, exponent), tt.ranks, error, error, mean_error, jnp.int32(min(scaled.size, 2**31 - 1)), full, index,
+        best_value, status,
+    )  # fmt: skip
+
+
+def _in_unit(tt: TT, exponent: Array) -> TT:
+    """Times a power of two, exactly."""
+    return dataclasses.replace(tt, cores=tt.cores.at[-1].set(times_power_of_two(tt.cores[-1], exponent)))
+
+
+def _ratio(error: Array, mean: Array) -> Array:
+    """Error / mean; zero for no error."""
+    some = jnp.where(mean > 0, mean, jnp.ones_like(mean))
+    return jnp.where(mean > 0, error / some, jnp.where(error > 0, jnp.full_like(error, jnp.inf), jnp.zeros_like(error)))
 
 
 # ------------------------------------------------------------------------------------------------ the iteration
@@ -244,91 +405,132 @@ class _Progress(NamedTuple):
     done: Array
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=0)
 def _cross(
-    f: Callable[..., Any], shape: tuple[int, ...], size: int, max_sweeps: int, rook: bool,
-    tol: Array, key: Array, initial: Array, args: tuple[Any, ...],
-) -> CrossResult:  # fmt: skip
-    d, n = len(shape), max(shape)
+    plan: _Plan, tol: Array, key: Array, initial: Array, outside: Array, args: tuple[Any, ...]
+) -> tuple[CrossResult, Array]:
+    """(the result, whether its errors are small and enough was seen, or an entry was not finite)."""
+    f, shape, size, max_sweeps, rook = plan
+    d = len(shape)
     dtype, value_dtype = tol.dtype, jax.eval_shape(f, jax.ShapeDtypeStruct((d,), jnp.int32), *args).dtype
     sizes = jnp.array(shape, jnp.int32)
-    fixed = jax.lax.stop_gradient(args)
     floor = jnp.asarray(FLOOR * jnp.finfo(dtype).eps, dtype)
-    tol = jnp.maximum(jax.lax.stop_gradient(tol), floor)
-    key_start, key_sweeps, key_check = jax.random.split(key, 3)
-    function = Oriented(f, shape, fixed)
+    tol = jnp.maximum(tol, floor)
+    words = cross_search.words_of(key, d)
+    fixed = jax.lax.stop_gradient(args)
+    raw = Oriented(f, shape, fixed, jnp.ones((), dtype))
+    number = _chains(size, initial.shape[0])
 
     # the start: the largest of the given and of random entries, of more of them while all are zero
-    def draw(carry: Any) -> Any:
+    begin = jnp.zeros(d, jnp.int32) if initial.shape[0] == 0 else initial[0]
+    indices = Indices(
+        jnp.broadcast_to(begin[None, None], (d + 1, size, d)), jnp.ones(d + 1, jnp.int32), jnp.bool_(False)
+    )
+
+    def look(carry: Any) -> Any:
         count, _, _, best = carry
-        batch_key = jax.random.fold_in(key_start, count)
-        drawn = jnp.concatenate([initial, sweeps.random_indices(batch_key, SAMPLES, sizes)])
-        values = function.at(jnp.bool_(False), drawn)
+        drawn = jnp.concatenate([initial, cross_search.draw(words, count, sizes, indices)])
+        values = raw.at(jnp.bool_(False), drawn)
         return count + 1, drawn, values, best.seen(drawn, values, jnp.bool_(True))
 
-    drawn = jnp.zeros((SAMPLES + initial.shape[0], d), jnp.int32)
+    drawn = jnp.zeros((cross_search.SAMPLES + initial.shape[0], d), jnp.int32)
     values = jnp.zeros(drawn.shape[0], value_dtype)
-    best = Best(drawn[0], values[0], jnp.bool_(False))
-    nonzero = lambda carry: (carry[0] < _BATCHES) & (carry[3].value == 0)
-    batches, drawn, values, best = jax.lax.while_loop(nonzero, draw, (jnp.int32(0), drawn, values, best))
-    number = min(size + ROOM, max(_GLOBAL, initial.shape[0]))
+    best = Best(begin, values[0], jnp.bool_(False))
+    unseen = lambda carry: (carry[0] < _batches(shape)) & (carry[3].value == 0)
+    batches, drawn, values, best = jax.lax.while_loop(unseen, look, (jnp.int32(0), drawn, values, best))
+    unit = _unit(jnp.abs(best.value))
+    function = Oriented(f, shape, fixed, unit)
+    best = best._replace(value=best.value / unit.astype(value_dtype))
+    values = values / unit.astype(value_dtype)
     weight = jnp.abs(values) / jnp.where(best.value == 0, jnp.ones((), dtype), jnp.abs(best.value))
     weight = jnp.where(jnp.isfinite(values), weight, jnp.zeros_like(weight))
     # those that were given come before all others
     weight = weight + jnp.where((jnp.arange(drawn.shape[0]) < initial.shape[0]) & (weight > 0), 2, 0).astype(dtype)
     _, chosen = jax.lax.top_k(weight, number)
-    wanted = jnp.minimum(jnp.sum(weight > 0, dtype=jnp.int32), number)
-    additions = sweeps.Additions(drawn[chosen], wanted)
-    indices = Indices(
-        jnp.broadcast_to(best.index[None, None], (d + 1, size, d)), jnp.ones(d + 1, jnp.int32), jnp.bool_(False)
-    )
+    additions = sweeps.Additions(drawn[chosen], jnp.minimum(jnp.sum(weight > 0, dtype=jnp.int32), number))
+    indices = indices._replace(pivots=jnp.broadcast_to(best.index[None, None], indices.pivots.shape))
 
     def body(carry: Any) -> Any:
-        progress, additions, best = carry
-        sweep_key, search_key = jax.random.split(jax.random.fold_in(key_sweeps, progress.count))
+        progress, additions, _, _, best = carry
         # without additions the left indices are nested, so that the train takes on the values at the pivots
         last = (progress.count == max_sweeps) | progress.calm
         additions = additions._replace(wanted=jnp.where(last, jnp.int32(0), additions.wanted))
-        before, local = progress.indices, progress.local
-        after, left_over, cores, best = sweeps.sweep(function, rook, local, sweep_key, before, additions, best)
-        more, missed, best = sweeps.look_around(function, number, tol, search_key, cores, after.turned, best)
+        before, local, number_of_draw = progress.indices, progress.local, _BATCHES + progress.count
+        word = words[0, 0] + number_of_draw.astype(jnp.uint32)
+        after, left_over, cores, best = sweeps.sweep(function, rook, local, word, before, additions, best)
+        points = cross_search.draw(words, number_of_draw, function.extents(after.turned), after)
+        more, missed, values, best = cross_search.look_around(function, number, tol, points, after, cores, best)
         steady = jnp.max(after.ranks) <= jnp.max(before.ranks)
-        calm = steady & (missed <= tol * jnp.abs(best.value)) & (best.value != 0)
+        small = missed <= tol * jnp.abs(best.value)
+        # where little was seen, all sweeps are made, for the searches between them
+        calm = steady & small & (_visible(values, tol * jnp.abs(best.value)) >= VISIBLE)
         # errors of the bonds add up: where the ranks do not grow any more, smaller pivots are the way on
-        local = jnp.where(steady & ~calm, jnp.maximum(local / 4, floor), local)
+        local = jnp.where(steady & ~small, jnp.maximum(local / 4, floor), local)
         done = last | (calm & (additions.wanted == 0))
         progress = _Progress(progress.count + 1, after.turn(), left_over, missed, local, calm, done)
-        return progress, more, best
+        return progress, more, sweeps.turn_if(after.turned, points), values, best
 
     no = jnp.bool_(False)
     local = jnp.maximum(tol / max(d - 1, 1) ** 0.5, floor)
     start = _Progress(jnp.int32(0), indices, jnp.zeros(d - 1, dtype), jnp.zeros((), dtype), local, no, no)
-    progress, _, best = jax.lax.while_loop(lambda carry: ~carry[0].done, body, (start, additions, best))
+    start = (start, additions, drawn[: cross_search.SAMPLES], values[: cross_search.SAMPLES], best)
+    # the points after the last sweep gave no pivots: they are the check
+    progress, _, check, values, best = jax.lax.while_loop(lambda carry: ~carry[0].done, body, start)
     count, indices, left_over, missed = progress[:4]
-    indices = indices.turn()
-    tt, broken = _train(f, shape, indices, args)
-
-    check = sweeps.random_indices(key_check, SAMPLES, sizes)
-    values = function.at(jnp.bool_(False), check)
-    best = best.seen(check, values, jnp.bool_(True))
-    broken = broken | best.broken
     scale = jnp.abs(best.value)
-    unit = jnp.where(scale > 0, scale, jnp.ones_like(scale))
-    difference = jnp.abs(values - jax.lax.stop_gradient(gather(tt, check)))
-    difference = jnp.where(jnp.isfinite(values), difference, jnp.zeros_like(difference))
-    difference = jnp.maximum(jnp.max(difference), missed)
-    check_error = jnp.where(broken & (scale == 0), jnp.full((), jnp.nan, dtype), difference / unit)
-    pivot_error = jnp.max(left_over, initial=0) / unit
+    largest = jnp.where(scale > 0, scale, jnp.ones_like(scale))
+    tt, broken = cross_train.through(f, shape, indices.turn(), unit, args)
+    broken |= best.broken
+
+    cores = jax.lax.stop_gradient(tt.cores)
+    tt = dataclasses.replace(tt, cores=tt.cores.at[-1].multiply(unit.astype(value_dtype)))
+    train, _ = cross_search.behind(cores, check)
+    difference = jnp.where(jnp.isfinite(values), jnp.abs(values - train), jnp.zeros((), dtype))
+    error = jnp.maximum(jnp.max(difference), missed) / largest
+    check_error = jnp.where(broken & (scale == 0), jnp.full((), jnp.nan, dtype), error)
+    pivot_error = jnp.max(left_over, initial=0) / largest
     full = (left_over > progress.local * scale) & (indices.ranks[1:-1] == size)
-    block = sweeps.block_evaluations(size, n, rook)
-    a_sweep = (d - 1) * block + size * n + SAMPLES + sweeps.PASSES * number * d * n
-    rest = d * size * size * (n + 1) + SAMPLES
-    evaluations = _added(rest, (count, a_sweep), (batches, SAMPLES + initial.shape[0]))
-    status = first_failing((broken, Status.NONFINITE_INPUT), (~(check_error <= MARGIN * tol), Status.NOT_CONVERGED))
-    return CrossResult(
-        tt, tt.ranks, pivot_error, check_error, evaluations, jnp.any(full), best.index,
-        best.value, status,
+    draw, a_sweep, rest = _calls(shape, size, rook, initial.shape[0])
+    evaluations = _added(rest, (count, a_sweep), (batches, draw))
+    inaccurate, unexplored = ~(check_error <= MARGIN * tol), _visible(values, tol * scale) < VISIBLE
+    status = first_failing(
+        (broken, Status.NONFINITE_INPUT), (outside, Status.OUT_OF_RANGE), (inaccurate, Status.NOT_CONVERGED),
+        (unexplored, Status.UNEXPLORED),
     )  # fmt: skip
+    best_value = jnp.where(best.value == 0, best.value, f(best.index, *args))
+    result = CrossResult(
+        tt, tt.ranks, pivot_error, check_error, _ratio(check_error, _mean_of(cores, shape) / largest), evaluations,
+        jnp.any(full), best.index, best_value, status,
+    )  # fmt: skip
+    return result, broken | ~(inaccurate | unexplored)
+
+
+def _unit(largest: Array) -> Array:
+    """A power of two near a number, but never so small or large that what is found later could overflow."""
+    info = jnp.finfo(largest.dtype)
+    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, jnp.ones_like(largest)))
+    return jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, info.minexp // 2, info.maxexp // 2))
+
+
+def _visible(values: Array, least: Array) -> Array:
+    """How many values at the uniform indices of a draw are above the least that counts."""
+    values = values[: cross_search.UNIFORM]
+    return jnp.sum(jnp.isfinite(values) & (jnp.abs(values) > least), dtype=jnp.int32)
+
+
+def _chains(size: int, given: int) -> int:
+    """Global pivots that are looked for after a sweep."""
+    number = min(size + ROOM, max(_GLOBAL, given))
+    # half of the chains climb by errors, half by values
+    return number + number % 2
+
+
+def _mean_of(cores: Array, shape: tuple[int, ...]) -> Array:
+    """The modulus of the mean of all entries of a train."""
+    sizes = jnp.asarray(shape, jnp.finfo(cores.dtype).dtype).astype(cores.dtype)
+    first = jnp.zeros(cores.shape[1], cores.dtype).at[0].set(1)
+    step = lambda row, core: (matmul(row[None], core)[0], None)
+    return jnp.abs(jax.lax.scan(step, first, jnp.sum(cores, 2) / sizes[:, None, None])[0][0])
 
 
 def _added(start: int, *terms: tuple[Array, int]) -> Array:
@@ -339,83 +541,3 @@ def _added(start: int, *terms: tuple[Array, int]) -> Array:
         more = jnp.minimum(count, largest // each) * min(each, largest)
         total = total + jnp.minimum(jnp.where(count > largest // each, largest, more), largest - total)
     return total
-
-
-# ------------------------------------------------------------------------------------------------ the train
-
-
-def _train(f: Callable[..., Any], shape: tuple[int, ...], indices: Indices, args: tuple[Any, ...]) -> tuple[TT, Array]:
-    """(the train through pivots, whether a value was not finite); differentiable in args."""
-    function, (pivots, ranks, turned) = Oriented(f, shape, args), indices
-    d, size, n = len(shape), pivots.shape[1], max(shape)
-
-    @jax.checkpoint
-    def core(xs: Any) -> tuple[Array, Array]:
-        site, left, rank, right, right_rank, extent = xs
-        rows, valid_rows = sweeps.with_mode(left, rank, site, extent, n)
-        last = site == d - 1
-        there = within(right_rank, size)
-        # the pivots of the bond stand below
-        rows = jnp.concatenate([rows, right])
-        valid = jnp.concatenate([valid_rows, there & ~last])[:, None] & there[None]
-        values = function.between(turned, site + 1, rows, right)
-        finite = jnp.isfinite(values)
-        lower, upper = _eliminated(jax.lax.stop_gradient(values), valid & finite, valid_rows.shape[0], ~last)
-        # what an interpolation through the other entries gives there
-        values = jnp.where(finite, values, matmul(lower, upper))
-        values = jnp.where(valid, values, jnp.zeros_like(values))
-        above, below = values[:-size], values[-size:]
-        quotient = _over_pivots(above, below, lower, upper)
-        return jnp.where(last, above, quotient).reshape(size, n, size), jnp.any(valid & ~finite)
-
-    extents = function.extents(turned)
-    sites = jnp.arange(d, dtype=jnp.int32)
-    cores, broken = jax.lax.map(core, (sites, pivots[:-1], ranks[:-1], pivots[1:], ranks[1:], extents))
-    cores = jnp.where(turned, cores[::-1].transpose(0, 3, 2, 1), cores)
-    ranks = jnp.where(turned, ranks[::-1], ranks)
-    cores = jnp.where(core_mask(ranks, shape, size), cores, jnp.zeros_like(cores))
-    return TT(cores, ranks, jnp.zeros((), jnp.finfo(cores.dtype).dtype), shape), jnp.any(broken)
-
-
-def _eliminated(matrix: Array, allowed: Array, above: int, usable: Array) -> tuple[Array, Array]:
-    """(L [m, R], U [R, R]) with L U = matrix where allowed; its last R rows give the pivots, in their order."""
-    size = matrix.shape[1]
-
-    def body(k: Array, carry: Any) -> Any:
-        rest, lower, upper = carry
-        pivot = rest[above + k, k]
-        good = (pivot != 0) & usable
-        across = jnp.where(good, rest[above + k], jnp.zeros_like(pivot))
-        down = rest[:, k] / jnp.where(good, pivot, jnp.ones_like(pivot))
-        down = jnp.where(good, down, jnp.zeros_like(down))
-        rest = jnp.where(allowed, rest - down[:, None] * across[None], jnp.zeros_like(rest))
-        return rest.at[above + k].set(0).at[:, k].set(0), lower.at[:, k].set(down), upper.at[k].set(across)
-
-    rest = jnp.where(allowed, matrix, jnp.zeros_like(matrix))
-    start = (rest, jnp.zeros_like(rest), jnp.zeros((size, size), rest.dtype))
-    return jax.lax.fori_loop(0, size, body, start)[1:]
-
-
-def _divided(matrix: Array, lower: Array, upper: Array) -> Array:
-    """Matrix (L U)^-1, where the pivots are; zero columns elsewhere."""
-    size = upper.shape[0]
-    there = jnp.diagonal(upper) != 0
-    one = jnp.eye(size, dtype=upper.dtype)
-    corner = jnp.where(there[:, None], lower[-size:], one)
-    upper = jnp.where(there[:, None], upper, one)
-    solve = partial(jax.lax.linalg.triangular_solve, left_side=False)
-    matrix = jnp.where(there[None], matrix, jnp.zeros_like(matrix))
-    return solve(corner, solve(upper, matrix, lower=False), lower=True, unit_diagonal=True)
-
-
-@jax.custom_jvp
-def _over_pivots(matrix: Array, pivots: Array, lower: Array, upper: Array) -> Array:
-    """Matrix pivots^-1, by triangular factors of the pivots."""
-    return _divided(matrix, lower, upper)
-
-
-@_over_pivots.defjvp
-def _over_pivots_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    matrix, pivots, lower, upper = primals
-    quotient = _over_pivots(matrix, pivots, lower, upper)
-    return quotient, _divided(tangents[0] - matmul(quotient, tangents[1]), lower, upper)

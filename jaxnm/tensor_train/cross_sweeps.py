@@ -1,8 +1,8 @@
-"""Sweeps of a cross interpolation, and the search between them for what they miss.
+"""Sweeps of a cross interpolation.
 
 At each bond the matrix of two neighbouring modes, between the left indices of the bond before and the right indices of
-the bond behind, is factorized with full pivoting; the pivots are the new indices of the bond. Random indices and
-coordinate searches on the error deliver pivots that no sweep would see.
+the bond behind, is factorized with full pivoting; the pivots are the new indices of the bond. What no sweep would see
+comes from `cross_search`.
 
 A sweep from right to left is one from left to right of the function with its modes in reverse, so that one program does
 both; `turned` says which one it is. The indices of one bond are rows of full multi-indices [R, d]: what stands before
@@ -18,17 +18,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxnm.linalg import einsum
 from jaxnm.tensor_train.trains import within
 
 EXTRA = 4
 """Random rows and columns that a rook search adds to those it has."""
 ROOM = 2
 """Places at every bond for global pivots beside max_rank others; without them a full bond would take none."""
-SAMPLES = 512
-"""Random indices at the start, after each sweep, and in the final check."""
-PASSES = 2
-"""Coordinate searches through all modes after a sweep."""
 
 
 class Best(NamedTuple):
@@ -43,12 +38,14 @@ class Best(NamedTuple):
         finite = jnp.isfinite(values)
         size = jnp.where(finite & valid, jnp.abs(values), -jnp.ones((), jnp.abs(self.value).dtype))
         k = jax.lax.argmax(size, 0, jnp.int32)
-        better = size[k] > jnp.abs(self.value)
-        return Best(
-            jnp.where(better, indices[k], self.index),
-            jnp.where(better, values[k], self.value),
-            self.broken | jnp.any(~finite & valid),
-        )
+        larger = self._replace(broken=self.broken | jnp.any(~finite & valid)).or_larger(indices[k], values[k])
+        # of values none of which is valid the first may be anything
+        return jax.tree.map(partial(jnp.where, size[k] > 0), larger, self._replace(broken=larger.broken))
+
+    def or_larger(self, index: Array, value: Array) -> "Best":
+        """With one finite value more."""
+        larger = jnp.abs(value) > jnp.abs(self.value)
+        return Best(jnp.where(larger, index, self.index), jnp.where(larger, value, self.value), self.broken)
 
 
 class Indices(NamedTuple):
@@ -84,7 +81,7 @@ class Additions(NamedTuple):
 def block_evaluations(size: int, n: int, rook: bool) -> int:
     """How often one block asks for an entry."""
     most = size + ROOM
-    return (most + EXTRA + size + EXTRA + size) * most * n if rook else (most * n) ** 2
+    return 3 * (size + EXTRA) * most * n if rook else (most * n) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,19 +91,21 @@ class Oriented:
     f: Callable[..., Any]
     shape: tuple[int, ...]
     args: tuple[Any, ...]
+    unit: Array
+    """A power of two that values are divided by."""
 
     def at(self, turned: Array, indices: Array) -> Array:
         """[m] at indices [m, d]."""
-        return jax.vmap(lambda index: self.f(index, *self.args))(turn_if(turned, indices))
+        values = jax.vmap(lambda index: self.f(index, *self.args))(turn_if(turned, indices))
+        return values / self.unit.astype(values.dtype)
 
-    def between(self, turned: Array, bond: Array, rows: Array, columns: Array) -> Array:
-        """[m, k] for what rows [m, d] have before a bond and columns [k, d] have behind it."""
+    def between(self, before: Array, rows: Array, columns: Array, turned: Array) -> Array:
+        """[m, k] for what rows [m, d] have in the modes `before` [d] and columns [k, d] in the others."""
         rows, columns = _written_out((rows, columns))
-        places = jnp.arange(rows.shape[1], dtype=jnp.int32)
-        before = turn_if(turned, places) < bond
-        rows, columns = turn_if(turned, rows), turn_if(turned, columns)
+        before, rows, columns = turn_if(turned, before), turn_if(turned, rows), turn_if(turned, columns)
         at = lambda row: jax.vmap(lambda column: self.f(jnp.where(before, row, column), *self.args))(columns)
-        return jax.vmap(at)(rows)
+        values = jax.vmap(at)(rows)
+        return values / self.unit.astype(values.dtype)
 
     def extents(self, turned: Array) -> Array:
         """[d], the mode sizes."""
@@ -118,19 +117,19 @@ def turn_if(turned: Array, indices: Array) -> Array:
     return jnp.where(turned, indices[..., ::-1], indices)
 
 
-def random_indices(key: Array, number: int, sizes: Array) -> Array:
-    """[number, d]; floats, since `jax.random.randint` takes five times as long to compile."""
-    share = jax.random.uniform(key, (number, sizes.shape[0]), jnp.float32)
-    index = (share * sizes[None].astype(jnp.float32)).astype(jnp.int32)
-    return jnp.minimum(index, sizes[None] - 1)
-
-
 def _written_out(arrays: Any) -> Any:
     """The same. On the CPU, XLA would compute rows again for every entry of a block, if they came from no branch."""
     known = lambda arrays: jax.lax.cond(
         jax.lax.optimization_barrier(jnp.bool_(True)), lambda x: x, lambda x: jax.tree.map(jnp.zeros_like, x), arrays
     )
     return jax.lax.platform_dependent(arrays, cpu=known, default=lambda arrays: arrays)
+
+
+def mixed(words: Array) -> Array:
+    """Words of 32 bits, each replaced by another one that looks unrelated: a bijection, at a few operations a word."""
+    words = (words ^ (words >> 16)) * jnp.uint32(0x7FEB352D)
+    words = (words ^ (words >> 15)) * jnp.uint32(0x846CA68B)
+    return words ^ (words >> 16)
 
 
 # ------------------------------------------------------------------------------------------------ one sweep
@@ -147,56 +146,69 @@ def with_mode(indices: Array, rank: Array, site: Array, extent: Array, n: int) -
     return every.reshape(-1, d), valid.reshape(-1)
 
 
+class _Side(NamedTuple):
+    """Rows or columns of a block."""
+
+    indices: Array
+    """[m, d]"""
+    valid: Array
+
+
 def sweep(
-    function: Oriented, rook: bool, tol: Array, key: Array, indices: Indices, additions: Additions, best: Best
+    function: Oriented, rook: bool, tol: Array, word: Array, indices: Indices, additions: Additions, best: Best
 ) -> tuple[Indices, Array, Array, Best]:
     """(new indices, what is left over at each bond [d - 1], cores, best), from left to right.
 
-    In a turned sweep all indices are turned, but for that of the best value.
+    In a turned sweep all indices are turned, but for that of the best value. `word` is random.
     """
     pivots, ranks, turned = indices
     additions = additions._replace(indices=turn_if(turned, additions.indices))
     d, size = pivots.shape[0] - 1, pivots.shape[1]
     n = max(function.shape)
     extents = function.extents(turned)
+    places = jnp.arange(d, dtype=jnp.int32)
 
     def step(carry: Any, xs: Any) -> Any:
         left, rank, filled, best = carry
-        site, middle, middle_rank, right, right_rank, extent, next_extent, key = xs
+        site, middle, middle_rank, right, right_rank, extent, next_extent = xs
         right, right_filled = additions.to(right, right_rank)
         # the last bond has one right index, which is empty
         right_filled = jnp.where(site + 2 == d, 1, right_filled)
-        rows, valid_rows = with_mode(left, filled, site, extent, n)
-        columns, valid_columns = with_mode(right, right_filled, site + 1, next_extent, n)
-        evaluate = partial(function.between, turned, site + 1)
+        rows = _Side(*with_mode(left, filled, site, extent, n))
+        columns = _Side(*with_mode(right, right_filled, site + 1, next_extent, n))
+        before = places <= site
+        evaluate = partial(function.between, turned=turned)
         if rook:
             middle, middle_filled = additions.to(middle, middle_rank)
-            known = (middle, within(middle_filled, size + ROOM))
-            found = _rook(evaluate, tol, size, key, rows, valid_rows, columns, valid_columns, known, best)
+            known = _Side(middle, within(middle_filled, size + ROOM))
+            found = _rook(
+                evaluate, tol, size, mixed(word + site.astype(jnp.uint32)), before, rows, columns, known, best
+            )
         else:
-            found = _full(evaluate, tol, size, rows, valid_rows, columns, valid_columns, best)
-        new = jnp.where((jnp.arange(d, dtype=jnp.int32) <= site)[None], found.rows, found.columns)
+            found = _factorized(evaluate(before, *_both(rows, columns)), rows, columns, tol, jnp.abs(best.value), size)
+        new = jnp.where(before[None], found.rows, found.columns)
         best = best._replace(broken=best.broken | found.broken)
-        best = best.seen(turn_if(turned, new[:1]), found.value[None], jnp.bool_(True))
+        best = best.or_larger(turn_if(turned, new[0]), found.value)
         count = jnp.maximum(found.count, 1)
         core = found.core.reshape(-1, n, size)[:size]
         core = jnp.where(within(rank, size)[:, None, None], core, jnp.zeros_like(core))
         left, filled = additions.to(new, count)
         return (left, count, filled, best), (new, count, found.error, core)
 
-    sites = jnp.arange(d - 1, dtype=jnp.int32)
-    keys = jax.random.split(key, d)[: d - 1] if rook else None
     start = (additions.to(pivots[0], jnp.int32(1))[0], jnp.int32(1), jnp.int32(1), best)
-    xs = (sites, pivots[1:-1], ranks[1:-1], pivots[2:], ranks[2:], extents[:-1], extents[1:], keys)
+    xs = (places[:-1], pivots[1:-1], ranks[1:-1], pivots[2:], ranks[2:], extents[:-1], extents[1:])
     (_, rank, _, best), (new, counts, errors, cores) = jax.lax.scan(step, start, xs)
     ends = jnp.ones(1, jnp.int32)
     swept = Indices(jnp.concatenate([pivots[:1], new, pivots[-1:]]), jnp.concatenate([ends, counts, ends]), turned)
+    # these entries were in the last block
     rows, valid = with_mode(swept.pivots[-2], rank, jnp.int32(d - 1), extents[-1], n)
     values = function.at(turned, rows)
-    best = best.seen(turn_if(turned, rows), values, valid)
     values = jnp.where(valid & jnp.isfinite(values), values, jnp.zeros_like(values)).reshape(size, n)
     last = jnp.zeros((1, size, n, size), values.dtype).at[0, :, :, 0].set(values)
     return swept, errors, jnp.concatenate([cores, last]), best
+
+
+# ------------------------------------------------------------------------------------------------ pivots of a block
 
 
 class _Found(NamedTuple):
@@ -207,29 +219,40 @@ class _Found(NamedTuple):
     columns: Array
     count: Array
     core: Array
-    """[R n, R], which takes values at the pivot rows to those at all rows."""
+    """[m, R], which takes values at the pivot rows to those at all rows."""
     value: Array
-    """The largest entry."""
-    error: Array
-    broken: Array
-
-
-class _Factors(NamedTuple):
-    rows: Array
-    columns: Array
-    count: Array
-    lower: Array
-    """[m, R], one in the pivot rows."""
+    """The first pivot, zero without any."""
     error: Array
     """The largest entry that is left."""
+    broken: Array
+    """Whether a valid entry is not finite."""
 
 
-def _rank_revealing(matrix: Array, valid: Array, tol: Array, largest: Array, size: int) -> tuple[_Factors, Array]:
-    """(LU with full pivoting, up to `size` pivots above tol; whether a valid entry is not finite).
+class _Elimination(NamedTuple):
+    rest: Array
+    pivot: Array
+    """[2], row and column of the next one."""
+    error: Array
+    """Its size."""
+    count: Array
+    """-1 before the first one is known."""
+    pivots: Array
+    """[R, 2]"""
+    core: Array
 
-    Pivots come from rows and columns without such entries while there are any, and these are interpolated then.
+
+def _both(rows: _Side, columns: _Side) -> tuple[Array, Array]:
+    return rows.indices, columns.indices
+
+
+def _factorized(matrix: Array, rows: _Side, columns: _Side, tol: Array, largest: Array, size: int) -> _Found:
+    """LU with full pivoting, up to `size` pivots above tol times the largest entry known.
+
+    Pivots come from rows and columns without entries that are not finite while there are any, and these are
+    interpolated then.
     """
     m, n = matrix.shape
+    valid = rows.valid[:, None] & columns.valid[None]
     missing = valid & ~jnp.isfinite(matrix)
     allowed = valid & ~missing
     whole = ~jnp.any(missing, 1)[:, None] & ~jnp.any(missing, 0)[None]
@@ -239,152 +262,81 @@ def _rank_revealing(matrix: Array, valid: Array, tol: Array, largest: Array, siz
     # this much smaller than any pivot, the other rows and columns come last
     discount = threshold / jnp.where(peak > 0, 1000 * peak, jnp.ones_like(peak))
 
-    def pick(rest: Array) -> tuple[Array, Array, Array]:
+    place, slot = jnp.arange(n, dtype=jnp.int32)[None], jnp.arange(size, dtype=jnp.int32)
+
+    def body(state: _Elimination) -> _Elimination:
+        row, column = state.pivot
+        across, known = state.rest[row], state.count >= 0
+        down = state.rest[:, column] / jnp.where(known, across[column], jnp.ones((), matrix.dtype))
+        # in the first pass there is no pivot yet
+        down = jnp.where(known, down, jnp.zeros_like(down))[:, None]
+        rest = jnp.where(allowed & (~known | (place != column)), state.rest - down * across[None], jnp.zeros_like(down))
+        own = slot == state.count
+        core = jnp.where(own[None], down, state.core - down * state.core[row][None])
+        pivots = jnp.where(own[:, None], state.pivot[None], state.pivots)
         sizes = jnp.abs(rest)
-        rank = jnp.where(whole & (sizes > threshold), sizes, sizes * discount)
-        row = jax.lax.argmax(jnp.max(rank, 1), 0, jnp.int32)
-        column = jax.lax.argmax(rank[row], 0, jnp.int32)
-        return row, column, sizes[row, column]
+        order = jnp.where(whole & (sizes > threshold), sizes, sizes * discount)
+        row = jax.lax.argmax(jnp.max(order, 1), 0, jnp.int32)
+        column = jax.lax.argmax(order[row], 0, jnp.int32)
+        return _Elimination(rest, jnp.stack([row, column]), sizes[row, column], state.count + 1, pivots, core)
 
-    def body(carry: Any) -> Any:
-        factors, rest, row, column = carry
-        across = rest[row]
-        down = rest[:, column] / across[column]
-        rest = jnp.where(allowed, rest - down[:, None] * across[None], jnp.zeros_like(rest))
-        rest = rest.at[:, column].set(0)
-        k = factors.count
-        rows, columns = factors.rows.at[k].set(row), factors.columns.at[k].set(column)
-        row, column, error = pick(rest)
-        return _Factors(rows, columns, k + 1, factors.lower.at[:, k].set(down), error), rest, row, column
-
-    row, column, error = pick(rest)
-    start = jnp.zeros(size, jnp.int32)
-    lower = jnp.zeros((m, size), matrix.dtype)
-    factors = _Factors(start.at[0].set(row), start.at[0].set(column), jnp.int32(0), lower, error)
-    go_on = lambda carry: (carry[0].count < min(size, m, n)) & (carry[0].error > threshold)
-    factors = jax.lax.while_loop(go_on, body, (factors, rest, row, column))[0]
-    return factors, jnp.any(missing)
-
-
-def _core(factors: _Factors) -> Array:
-    """The triangle over its pivot rows."""
-    size = factors.rows.shape[0]
-    there = within(factors.count, size)
-    corner = jnp.where(there[:, None], factors.lower[factors.rows], jnp.eye(size, dtype=factors.lower.dtype))
-    return jax.lax.linalg.triangular_solve(corner, factors.lower, left_side=False, lower=True, unit_diagonal=True)
-
-
-def _full(
-    evaluate: Callable[[Array, Array], Array], tol: Array, size: int, rows: Array, valid_rows: Array, columns: Array,
-    valid_columns: Array, best: Best,
-) -> _Found:  # fmt: skip
-    matrix = evaluate(rows, columns)
-    factors, broken = _rank_revealing(matrix, valid_rows[:, None] & valid_columns[None], tol, jnp.abs(best.value), size)
-    value = jnp.where(factors.count > 0, matrix[factors.rows[0], factors.columns[0]], 0)
+    none = jnp.zeros((size, 2), jnp.int32)
+    start = _Elimination(
+        rest, none[0], jnp.full_like(peak, jnp.inf), jnp.int32(-1), none, jnp.zeros((m, size), matrix.dtype)
+    )
+    go_on = lambda state: (state.count < min(size, m, n)) & (state.error > threshold)
+    end = jax.lax.while_loop(go_on, body, start)
+    chosen_rows, chosen_columns = end.pivots.T
+    value = jnp.where(end.count > 0, matrix[end.pivots[0, 0], end.pivots[0, 1]], jnp.zeros((), matrix.dtype))
     return _Found(
-        rows[factors.rows], columns[factors.columns], factors.count, _core(factors), value, factors.error,
-        broken,
+        rows.indices[chosen_rows], columns.indices[chosen_columns], end.count, end.core, value, end.error,
+        jnp.any(missing),
     )  # fmt: skip
 
 
 def _rook(
-    evaluate: Callable[[Array, Array], Array], tol: Array, size: int, key: Array, rows: Array, valid_rows: Array,
-    columns: Array, valid_columns: Array, known: tuple[Array, Array], best: Best,
+    evaluate: Callable[..., Array], tol: Array, size: int, word: Array, before: Array, rows: _Side, columns: _Side,
+    known: _Side, best: Best,
 ) -> _Found:  # fmt: skip
-    """The columns that are known and random ones give rows, these and random ones give columns, these give pivots."""
-    pivots, there = known
-    most = pivots.shape[0]
-    row_key, column_key = jax.random.split(key)
+    """The columns that are known and random ones give rows, these and random ones give columns, these give pivots.
 
-    def random(key: Array, valid: Array, number: int) -> Array:
-        order = jax.random.uniform(key, valid.shape)
-        return jax.lax.top_k(jnp.where(valid, order, order - 2), min(number, valid.shape[0]))[1]
-
-    def factorize(
-        rows: Array, valid_rows: Array, columns: Array, valid_columns: Array
-    ) -> tuple[_Factors, Array, Array]:
-        matrix = evaluate(rows, columns)
-        valid = valid_rows[:, None] & valid_columns[None]
-        factors, broken = _rank_revealing(matrix, valid, tol, jnp.abs(best.value), size)
-        return factors, matrix, broken
-
-    extra = random(column_key, valid_columns, most + EXTRA)
-    few = jnp.where(there[:, None], pivots, columns[extra[:most]])
-    few = jnp.concatenate([few, columns[extra[most:]]])
-    valid_few = jnp.concatenate([there | valid_columns[extra[:most]], valid_columns[extra[most:]]])
-    first, _, broken = factorize(rows, valid_rows, few, valid_few)
-
-    extra = random(row_key, valid_rows, size + EXTRA)
-    chosen = jnp.where(within(first.count, size), first.rows, extra[:size])
-    chosen = jnp.concatenate([chosen, extra[size:]])
-    second, _, more = factorize(rows[chosen], valid_rows[chosen], columns, valid_columns)
-    chosen = second.columns
-    # where nothing was found, one column stays, with a factorization of zeros
-    there = within(second.count, size)
-    third, matrix, last = factorize(rows, valid_rows, columns[chosen], there)
-    value = jnp.where(third.count > 0, matrix[third.rows[0], third.columns[0]], 0)
-    error = jnp.maximum(second.error, third.error)
-    return _Found(
-        rows[third.rows], columns[chosen][third.columns], third.count, _core(third), value, error, broken | more | last
-    )
-
-
-# ------------------------------------------------------------------------------------------------ global pivots
-
-
-def look_around(
-    function: Oriented, number: int, tol: Array, key: Array, cores: Array, turned: Array, best: Best
-) -> tuple[Additions, Array, Best]:
-    """(indices where the train is most in error, the largest such error, best).
-
-    From the worst of random indices, one mode after the other is set to what makes the error largest.
+    One body does the three factorizations, of which the second has rows and columns exchanged.
     """
-    d, size, n = cores.shape[:3]
-    extents = function.extents(turned)
-    draw = random_indices(key, SAMPLES, extents)
-    values = function.at(turned, draw)
-    best = best.seen(turn_if(turned, draw), values, jnp.bool_(True))
+    number = size + EXTRA
 
-    def error_of(values: Array, others: Array) -> Array:
-        return jnp.where(jnp.isfinite(values), jnp.abs(values - others), jnp.zeros((), tol.dtype))
+    def extended(side: _Side, source: _Side, word: Array) -> _Side:
+        """To `number` indices, by random ones of a source where there are none."""
+        order = mixed(word + jnp.arange(source.valid.shape[0], dtype=jnp.uint32)) >> 1
+        order = jnp.where(source.valid, order.astype(jnp.int32), -1)
+        more = jax.lax.top_k(order, min(number, source.valid.shape[0]))[1]
+        more = jnp.pad(more, (0, number - more.shape[0]), mode="edge")
+        there = jnp.pad(side.valid, (0, number - side.valid.shape[0]))
+        own = jnp.pad(side.indices, ((0, number - side.indices.shape[0]), (0, 0)), mode="edge")
+        return _Side(jnp.where(there[:, None], own, source.indices[more]), there | source.valid[more])
 
-    def behind(carry: Array, xs: Any) -> tuple[Array, Array]:
-        core, index = xs
-        return einsum("mrs,ms->mr", jnp.swapaxes(core, 0, 1)[index], carry), carry
+    def stage(carry: Any, number_of_stage: Array) -> tuple[Any, None]:
+        few, found = carry
+        turned = number_of_stage == 1
+        choose = lambda yes, no: jax.tree.map(partial(jnp.where, turned), yes, no)
+        long, other = choose(columns, rows), choose(rows, columns)
+        # the last factorization has no other columns than those found
+        mixed_in = extended(few, other, word + number_of_stage.astype(jnp.uint32))
+        few = jax.tree.map(partial(jnp.where, number_of_stage == 2), few, mixed_in)
+        matrix = evaluate(before ^ turned, *_both(long, few))
+        new = _factorized(matrix, long, few, tol, jnp.abs(best.value), size)
+        new = new._replace(
+            error=jnp.where(number_of_stage == 2, jnp.maximum(new.error, found.error), new.error),
+            broken=new.broken | found.broken,
+        )  # fmt: skip
+        there = jnp.pad(within(new.count, size), (0, EXTRA))
+        return (_Side(jnp.pad(new.rows, ((0, EXTRA), (0, 0)), mode="edge"), there), new), None
 
-    first = jnp.zeros(size, cores.dtype).at[0].set(1)
-    start = jnp.broadcast_to(first[None], (SAMPLES, size))
-    train = jax.lax.scan(behind, start, (cores, draw.T), reverse=True)[0][:, 0]
-    errors, chosen = jax.lax.top_k(error_of(values, train), min(number, SAMPLES))
-    points = draw[jnp.concatenate([chosen, jnp.zeros(number - chosen.shape[0], jnp.int32)])]
-    start = start[:1].repeat(number, 0)
-    mode = jnp.arange(n, dtype=jnp.int32)
-
-    def along(carry: Any, xs: Any) -> tuple[Any, None]:
-        points, _, left, best = carry
-        site, core, right, extent = xs
-        here = jnp.arange(d, dtype=jnp.int32) == site
-        every = jnp.where(here[None, None], jnp.minimum(mode, extent - 1)[None, :, None], points[:, None])
-        values = function.at(turned, every.reshape(-1, d))
-        best = best.seen(turn_if(turned, every.reshape(-1, d)), values, jnp.bool_(True))
-        moved = einsum("mr,ris->mis", left, core)
-        errors = error_of(values.reshape(number, n), einsum("mis,ms->mi", moved, right))
-        errors = jnp.where((mode < extent)[None], errors, -jnp.ones_like(errors))
-        choice = jax.lax.argmax(errors, 1, jnp.int32)
-        pick = lambda array: jnp.take_along_axis(array, choice[:, None, None], 1)[:, 0]
-        return (pick(every), jnp.max(errors, 1), pick(moved), best), None
-
-    def search(carry: Any, count: Any) -> tuple[Any, None]:
-        points, errors, best = carry
-        right = jax.lax.scan(behind, start, (cores, points.T), reverse=True)[1]
-        sites = (jnp.arange(d, dtype=jnp.int32), cores, right, extents)
-        (points, errors, _, best), _ = jax.lax.scan(along, (points, errors, start, best), sites)
-        return (points, errors, best), None
-
-    errors = jnp.zeros(number, tol.dtype)
-    (points, errors, best), _ = jax.lax.scan(search, (points, errors, best), None, length=PASSES)
-    same = jnp.all(points[:, None] == points[None], 2)
-    again = jnp.any(jnp.tril(same, -1), 1)
-    errors, order = jax.lax.top_k(jnp.where(again, -jnp.ones_like(errors), errors), number)
-    wanted = jnp.sum(errors > tol * jnp.abs(best.value), dtype=jnp.int32)
-    return Additions(turn_if(turned, points[order]), wanted), errors[0], best
+    few = _Side(
+        jnp.pad(known.indices, ((0, EXTRA - ROOM), (0, 0)), mode="edge"), jnp.pad(known.valid, (0, EXTRA - ROOM))
+    )  # fmt: skip
+    d = before.shape[0]
+    none, zero = jnp.zeros((size, d), jnp.int32), jnp.zeros((), jnp.abs(best.value).dtype)
+    core = jnp.zeros((rows.valid.shape[0], size), best.value.dtype)
+    found = _Found(none, none, jnp.int32(0), core, jnp.zeros_like(best.value), zero, jnp.bool_(False))
+    (_, found), _ = jax.lax.scan(stage, (few, found), jnp.arange(3, dtype=jnp.int32))
+    return found

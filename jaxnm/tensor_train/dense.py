@@ -6,12 +6,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Inexact, Key
 
 from jaxnm import arguments
 from jaxnm.linalg import eigh, matmul, qr, svd
-from jaxnm.tensor_train.rounding import kept_count
-from jaxnm.tensor_train.trains import TT, check_train, core_mask
+from jaxnm.linalg.scaling import rescaled
+from jaxnm.tensor_train.rounding import SECOND, gram_suffices, kept_count, relative_limit, turned_basis
+from jaxnm.tensor_train.scaling import joined_scale, scaled_back, unit_cores
+from jaxnm.tensor_train.trains import TT, check_train, core_mask, within
 
 Method = Literal["auto", "exact", "gram", "randomized"]
 METHODS = ("auto", "exact", "gram", "randomized")
@@ -48,7 +51,8 @@ def from_dense(
         integers.
 
     Cost: "exact" about 2 N n R multiplications for N entries in the first step, less in later ones.
-    Differentiable only where all singular values are distinct and positive; `round` is differentiable elsewhere too.
+    Differentiable once, but for "randomized", as `round`: in the ranks that it chose, equal singular values doing no
+    harm; where a kept one equals a dropped one, the derivative leaves that pair out.
     Source: I. V. Oseledets, SIAM J. Sci. Comput. 33 (2011), 2295-2317, algorithm 1.
 
     Example:
@@ -65,8 +69,7 @@ def from_dense(
         arguments.refuse(name, "method", repr(method), f"one of {METHODS}", "use 'auto'")
     dtype = jnp.finfo(array.dtype).dtype
     if method == "auto":
-        safe = 1e-7 if dtype.itemsize == 8 else 1e-3
-        method = "gram" if arguments.is_number(eps) and eps >= safe else "exact"
+        method = "gram" if gram_suffices(eps, array.ndim, dtype) else "exact"
     if method == "randomized":
         if key is None:
             arguments.refuse(name, "key", "None", "a key for 'randomized'", "pass jax.random.key(0)")
@@ -107,38 +110,58 @@ def to_dense(tt: TT, *, max_size: int = _LARGEST) -> Inexact[Array, "..."]:
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _from_dense(array: Array, eps: Array, key: Array | None, bounds: tuple[int, ...], method: str) -> TT:
-    d, dtype, machine = array.ndim, eps.dtype, jnp.finfo(eps.dtype).eps
-    nothing = 4 * (machine**0.5 if method == "gram" else machine)
-    largest = jnp.max(jnp.abs(array))
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
-    rest = array / unit.astype(array.dtype)
+    if method == "randomized":
+        remedy = "its subspaces are drawn; use 'exact' or 'gram'"
+        array = arguments.without_derivative("from_dense", "method 'randomized'", array, remedy=remedy)
+    rest, exponent = rescaled(array)
     whole = jnp.sqrt(jnp.sum(jnp.abs(rest) ** 2))
-    limit = whole * jnp.maximum(eps / jnp.sqrt(jnp.asarray(max(d - 1, 1), dtype)), nothing)
+    limit = whole * relative_limit(eps, array.ndim, method == "gram")
     cores, ranks = [], [jnp.int32(1)]
     for k, n in enumerate(array.shape[:-1]):
         matrix = rest.reshape(bounds[k] * n, -1)
-        left, singular = _left(matrix, bounds[k + 1], method, None if key is None else jax.random.fold_in(key, k))
-        count = kept_count(singular, limit, bounds[k + 1])
-        kept = jnp.arange(bounds[k + 1], dtype=jnp.int32) < count
-        left = jnp.where(kept[None], left, jnp.zeros_like(left))
+        subkey = None if key is None else jax.random.fold_in(key, k)
+        left, count = _leading_columns(bounds[k + 1], method, matrix, limit, subkey)
+        left = jnp.where(within(count, bounds[k + 1])[None], left, jnp.zeros_like(left))
         cores.append(left.reshape(bounds[k], n, -1))
         ranks.append(count)
         rest = matmul(left.conj().T, matrix)
-    cores.append(rest.reshape(bounds[-2], array.shape[-1], 1))
+    # the last core has the norm, which belongs into the factor
+    last, more = rescaled(rest.reshape(bounds[-2], array.shape[-1], 1))
+    cores.append(last)
     size, n = max(bounds), max(array.shape)
     pad = lambda core: [(0, most - part) for most, part in zip((size, n, size), core.shape, strict=True)]
     stacked = jnp.stack([jnp.pad(core, pad(core)) for core in cores])
     ranks = jnp.stack([*ranks, jnp.int32(1)])
     stacked = jnp.where(core_mask(ranks, array.shape, size), stacked, jnp.zeros_like(stacked))
-    return TT(stacked, ranks, jnp.log(unit).astype(dtype), array.shape)
+    return TT(stacked, ranks, joined_scale(exponent + more, jnp.zeros_like(eps)), array.shape)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _leading_columns(size: int, method: str, matrix: Array, limit: Array, key: Array | None) -> tuple[Array, Array]:
+    """(orthonormal columns [rows, size], how many are kept); the derivative turns kept ones to dropped ones only."""
+    left, singular = _left(matrix, size, method, key)
+    return left[:, :size], kept_count(singular, limit, size)
+
+
+@_leading_columns.defjvp
+def _leading_columns_jvp(size: int, method: str, primals: Any, tangents: Any) -> Any:
+    matrix, limit, key = arguments.without_derivative("from_dense", "the gradient", primals, remedy=SECOND)
+    moved = tangents[0]
+    basis, count = _leading_columns(size, method, matrix, limit, key)
+    left, singular = _left(matrix, min(matrix.shape), "exact", None)
+    back = matmul(matrix.conj().T, basis)
+    turned = matmul(moved, back) + matmul(matrix, matmul(moved.conj().T, basis))
+    energies = jnp.sum(jnp.abs(back) ** 2, 0)
+    change = turned_basis(left, singular**2, energies, count, turned)
+    return (basis, count), (change, np.zeros((), jax.dtypes.float0))
 
 
 def _left(matrix: Array, size: int, method: str, key: Any) -> tuple[Array, Array]:
-    """(orthonormal columns [rows, size], singular values)."""
+    """(orthonormal columns [rows, size or more], singular values)."""
     rows, columns = matrix.shape
     if method == "gram" and rows <= columns:
         values, vectors = eigh(matmul(matrix, matrix.conj().T))
-        return vectors[:, ::-1][:, :size], jnp.sqrt(jnp.maximum(values[::-1], jnp.zeros_like(values)))
+        return vectors[:, ::-1], jnp.sqrt(jnp.maximum(values[::-1], jnp.zeros_like(values)))
     if method == "randomized" and size + _OVERSAMPLING < min(rows, columns):
         probes = jax.random.normal(key, (columns, size + _OVERSAMPLING), matrix.dtype)
         basis = qr(matmul(matrix, probes)).orthogonal
@@ -148,12 +171,17 @@ def _left(matrix: Array, size: int, method: str, key: Any) -> tuple[Array, Array
         # the triangular factor has the same left vectors
         matrix = qr(matrix.conj().T).triangular.conj().T
     left, singular, _ = svd(matrix)
-    return left[:, :size], singular
+    return left, singular
 
 
 @jax.jit
 def _to_dense(tt: TT) -> Array:
-    rest = tt.cores[0, :1, : tt.shape[0]].reshape(tt.shape[0], -1)
-    for core, n in zip(tt.cores[1:], tt.shape[1:], strict=True):
-        rest = matmul(rest, core[:, :n].reshape(core.shape[0], -1)).reshape(-1, core.shape[-1])
-    return (rest[:, 0] * jnp.exp(tt.log_scale).astype(tt.dtype)).reshape(tt.shape)
+    # every prefix of a multi-index has a unit of its own, as in `gather`
+    cores, exponents = unit_cores(tt.cores)
+    rows = jnp.zeros((1, tt.max_rank), tt.dtype).at[0, 0].set(1)
+    units = jnp.sum(exponents, dtype=jnp.int32)[None]
+    for core, n in zip(cores, tt.shape, strict=True):
+        rows = matmul(rows, core[:, :n].reshape(core.shape[0], -1)).reshape(-1, core.shape[-1])
+        rows, more = jax.vmap(rescaled)(rows)
+        units = jnp.repeat(units, n) + more
+    return scaled_back(rows[:, 0], units, tt.log_scale).reshape(tt.shape)

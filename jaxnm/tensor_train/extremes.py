@@ -9,9 +9,10 @@ from jaxtyping import Array, Inexact, Int32
 
 from jaxnm import arguments
 from jaxnm.linalg import einsum
+from jaxnm.linalg.scaling import rescaled, times_power_of_two
 from jaxnm.tensor_train.products import entries_and_exponents, gather, right_factors
 from jaxnm.tensor_train.rounding import round
-from jaxnm.tensor_train.trains import TT, add, check_train, mode_mask, rescaled, scale, times_power_of_two
+from jaxnm.tensor_train.trains import TT, add, check_train, mode_mask, scale
 
 
 class Extreme(NamedTuple):

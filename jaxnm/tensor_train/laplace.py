@@ -16,8 +16,10 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxnm import arguments
 from jaxnm.linalg import eigh, einsum, matmul
+from jaxnm.linalg.scaling import rescaled, times_power_of_two
 from jaxnm.tensor_train.matrices import TTMatrix, matrix_from_cores
-from jaxnm.tensor_train.trains import TT, check_train, checked_shape, mode_mask
+from jaxnm.tensor_train.scaling import converted_scale, joined_scale, shifted_scale, unit_cores
+from jaxnm.tensor_train.trains import TT, check_train, checked_shape, mode_mask, stacked
 
 _CONDITION = 1e8
 
@@ -40,13 +42,18 @@ def kronecker_sum(matrices: Sequence[ArrayLike]) -> TTMatrix:
       >>> kronecker_sum([2 * jnp.eye(3) - jnp.eye(3, k=1) - jnp.eye(3, k=-1)] * 10).ranks.tolist()
       [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]
     """
+    return matrix_from_cores(_kronecker_cores(_checked_matrices("kronecker_sum", matrices)))
+
+
+@jax.jit
+def _kronecker_cores(matrices: list[Array]) -> list[Array]:
     cores = []
-    for matrix in _checked_matrices("kronecker_sum", matrices):
+    for matrix in matrices:
         eye, zero = jnp.eye(matrix.shape[0], dtype=matrix.dtype), jnp.zeros_like(matrix)
         cores.append(jnp.stack([jnp.stack([eye, zero], -1), jnp.stack([matrix, eye], -1)]))
     cores[0] = cores[0][1:]
     cores[-1] = cores[-1][..., :1]
-    return matrix_from_cores(cores)
+    return cores
 
 
 def laplace_inverse(
@@ -77,7 +84,7 @@ def laplace_inverse(
 
     Status: there is none; the numbers are NaN where A is not positive definite, or its condition is above the bound.
     Cost: d T n^2 R^2 multiplications for ranks R of b, and d n (T R)^2 numbers; with matrices d eigenvalue problems.
-    Differentiable; in matrices where the eigenvalues of each of them are distinct.
+    Differentiable; once in matrices, whose eigenvalues may repeat.
     Source: W. Hackbusch, B. N. Khoromskij, Computing 76 (2006), 177-202; D. Braess, W. Hackbusch, IMA J. Numer. Anal.
     25 (2005), 685-697, for sums with fewer terms.
 
@@ -91,7 +98,7 @@ def laplace_inverse(
     name = "laplace_inverse"
     check_train(name, right=right)
     operator = _checked(name, right.shape, spacing, matrices, eps, condition, right.cores)
-    right = TT(operator.like, right.ranks, right.log_scale.astype(operator.like.dtype), right.shape)
+    right = TT(operator.like, right.ranks, converted_scale(right.log_scale, operator.like.dtype), right.shape)
     return _inverse(right, operator.spacing, operator.matrices, *operator.options)
 
 
@@ -135,10 +142,8 @@ def laplace_inverse_factors(
         condition_of = lambda shape: len(shape) == 1 and shape[0] > 0
         arguments.check_shape(name, f"rows[{k}]", array, "[n], not empty", condition_of)
     shape = tuple(array.shape[0] for array in arrays)
-    padded = jnp.stack([jnp.pad(array, (0, max(shape) - array.shape[0])) for array in arrays])
-    operator = _checked(name, shape, spacing, matrices, eps, condition, padded)
-    factors = _factors(operator.like, operator.spacing, operator.matrices, *operator.options)
-    return [factor[:, :n] for factor, n in zip(factors, shape, strict=True)]
+    operator = _checked(name, shape, spacing, matrices, eps, condition, stacked(arrays, (max(shape),)))
+    return _factors(operator.like, operator.spacing, operator.matrices, *operator.options)
 
 
 def laplace_inverse_matrix(
@@ -228,10 +233,9 @@ def _checked(
     scale, *arrays = arguments.to_arrays(name, spacing=spacing, **given)
     arguments.check_real(name, "spacing", scale)
     arguments.check_shape(name, "spacing", scale, f"a scalar or [{d}]", lambda shape: shape in ((), (d,)))
-    padded = [jnp.pad(block, [(0, n - block.shape[0])] * 2) for block in arrays[: len(blocks)]]
     options = (shape, float(eps), float(condition))
-    stacked = jnp.stack(padded) if padded else None
-    return _Operator(jnp.broadcast_to(scale, (d,)), stacked, arrays[-1] if arrays else scale, options)
+    whole = stacked(arrays[: len(blocks)], (n, n)) if blocks else None
+    return _Operator(jnp.broadcast_to(scale, (d,)), whole, arrays[-1] if arrays else scale, options)
 
 
 # ------------------------------------------------------------------------------------------------ exponentials
@@ -257,71 +261,134 @@ def exponential_sum(condition: float, eps: float) -> tuple[np.ndarray, np.ndarra
     return np.exp(nodes), weights
 
 
-def _eigenpairs(spacing: Array, matrices: Array | None, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """(vectors [d, n, n] or [1, n, n] in columns, zero on padding, values [d, n])."""
+class _Spectrum(NamedTuple):
+    """Eigenvectors in columns, zero on padding, and eigenvalues, in units of a power of two."""
+
+    vectors: Array
+    """[d, n, n], or [1, n, n] where all modes are the same."""
+    values: Array
+    """[d, n]."""
+    exponent: Array
+
+
+def _of_second_differences(spacing: Array, shape: tuple[int, ...]) -> _Spectrum:
     n, modes = max(shape), mode_mask(shape)
-    if matrices is None:
-        sizes = np.array(shape)[:, None]
-        index = np.arange(1, n + 1)[None]
-        values = jnp.asarray(2 * np.sin(np.pi * index / (2 * sizes + 2)), spacing.dtype)
-        table = np.stack([
-            np.sqrt(2 / (m + 1)) * np.sin(np.pi * (index * index.T % (2 * m + 2)) / (m + 1)) * np.outer(mode, mode)
-            for m, mode in zip(shape, modes, strict=True)
-        ][: 1 if len(set(shape)) == 1 else None])  # fmt: skip
-        return jnp.asarray(table, spacing.dtype), (values / spacing[:, None]) ** 2
-    above = 1 + 2 * jnp.sum(jnp.abs(matrices), (1, 2))
-    # the eigenvalues of padding come last, and are apart for the sake of derivatives
+    spacing, exponent = rescaled(spacing)
+    sizes = np.array(shape)[:, None]
+    index = np.arange(1, n + 1)[None]
+    values = jnp.asarray(2 * np.sin(np.pi * index / (2 * sizes + 2)), spacing.dtype)
+    table = np.stack([
+        np.sqrt(2 / (m + 1)) * np.sin(np.pi * (index * index.T % (2 * m + 2)) / (m + 1)) * np.outer(mode, mode)
+        for m, mode in zip(shape, modes, strict=True)
+    ][: 1 if len(set(shape)) == 1 else None])  # fmt: skip
+    return _Spectrum(jnp.asarray(table, spacing.dtype), (values / spacing[:, None]) ** 2, -2 * exponent)
+
+
+def _of_matrices(matrices: Array, shape: tuple[int, ...]) -> _Spectrum:
+    n, modes = max(shape), mode_mask(shape)
+    matrices, exponent = rescaled(matrices)
+    whole = jnp.sum(jnp.abs(matrices), (1, 2))
+    above = jnp.where(whole > 0, 2 * whole, jnp.ones_like(whole))
+    # the eigenvalues of padding come last
     padding = above[:, None] * jnp.where(modes, 0, np.arange(1, n + 1)).astype(above.dtype)
     values, vectors = eigh(matrices + jax.vmap(jnp.diag)(padding))
-    return jnp.where(jnp.asarray(modes[:, :, None] & modes[:, None]), vectors, jnp.zeros_like(vectors)), values
+    vectors = jnp.where(jnp.asarray(modes[:, :, None] & modes[:, None]), vectors, jnp.zeros_like(vectors))
+    return _Spectrum(vectors, values, exponent)
 
 
-def _decays(
-    spacing: Array, matrices: Array | None, shape: tuple[int, ...], eps: float, condition: float
-) -> tuple[Array, Array, Array]:
-    """(vectors, exp(-s_j lambda) [d, T, n], weights [T]) for the operator as it is."""
-    vectors, values = _eigenpairs(spacing, matrices, shape)
+def _rates(spectrum: _Spectrum, shape: tuple[int, ...], eps: float, condition: float) -> tuple[Array, Array]:
+    """(times s [T], weights [T]) for the operator in its units; they need no derivative, as any unit serves."""
+    values = jax.lax.stop_gradient(spectrum.values)
     modes = jnp.asarray(mode_mask(shape))
     least = jnp.sum(jnp.min(jnp.where(modes, values, jnp.full_like(values, jnp.inf)), 1))
     most = jnp.sum(jnp.max(jnp.where(modes, values, jnp.full_like(values, -jnp.inf)), 1))
     # the bound of the default operator is met but for rounding
     good = (least > 0) & (most <= condition * 1.01 * least)
     times, weights = (jnp.asarray(part, values.dtype) for part in exponential_sum(condition * 1.01, eps))
-    decays = jnp.exp(-(times / least)[None, :, None] * values[:, None])
-    decays = jnp.where(modes[:, None], decays, jnp.zeros_like(decays))
-    return vectors, decays, arguments.nan_unless(weights / least, good)
+    return times / least, arguments.nan_unless(weights / least, good)
+
+
+def _decayed(
+    right: Array, spacing: Array, matrices: Array | None, shape: tuple[int, ...], eps: float, condition: float
+) -> tuple[Array, Array, Array]:
+    """(exp(-s_j L_k) b_k [d, T, n, c] of columns b_k [d, n, c], weights [T], exponent of a power of two for these)."""
+    if matrices is None:
+        spectrum = _of_second_differences(spacing, shape)
+        times, weights = _rates(spectrum, shape, eps, condition)
+        decays = jnp.exp(-times[None, :, None] * spectrum.values[:, None])
+        parts = decays[..., None] * matmul(jnp.swapaxes(spectrum.vectors, 1, 2), right)[:, None]
+        return matmul(spectrum.vectors[:, None], parts), weights, -spectrum.exponent
+    spectrum = _of_matrices(jax.lax.stop_gradient(matrices), shape)
+    times, weights = _rates(spectrum, shape, eps, condition)
+    matrices = times_power_of_two(matrices, -spectrum.exponent)
+    return _exponentials(shape, matrices, times, right), weights, -spectrum.exponent
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _exponentials(shape: tuple[int, ...], matrices: Array, times: Array, right: Array) -> Array:
+    """exp(-s_j L_k) b_k for symmetric L_k of size one; the derivative needs no difference of eigenvalues."""
+    vectors, values, _ = _of_matrices(matrices, shape)
+    return _of_eigenpairs(vectors, values, times, right)
+
+
+def _of_eigenpairs(vectors: Array, values: Array, times: Array, right: Array) -> Array:
+    decays = jnp.exp(-times[None, :, None] * values[:, None])
+    turned = matmul(jnp.swapaxes(vectors, 1, 2), right)
+    return matmul(vectors[:, None], decays[..., None] * turned[:, None])
+
+
+@_exponentials.defjvp
+def _exponentials_jvp(shape: tuple[int, ...], primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (matrices, times, right), (moved, _, right_moved) = primals, tangents
+    remedy = "they have a first derivative only, as eigenvalues may repeat"
+    fixed = arguments.without_derivative("laplace_inverse", "the gradient by matrices", matrices, remedy=remedy)
+    vectors, values, _ = _of_matrices(fixed, shape)
+    moved = (moved + jnp.swapaxes(moved, 1, 2)) / 2
+    slopes = matmul(jnp.swapaxes(vectors, 1, 2), matmul(moved, vectors))
+    # divided differences of exp(-s x): their middle times sinh(y) / y, which is smooth
+    sums = (values[:, :, None] + values[:, None]) / 2
+    gaps = jnp.abs(values[:, :, None] - values[:, None])
+    exponents = times[None, :, None, None] * gaps[:, None]
+    shares = jnp.where(exponents > 0, -jnp.expm1(-exponents) / jnp.where(exponents > 0, exponents, 1), 1)
+    lower = jnp.exp(-times[None, :, None, None] * (sums - gaps / 2)[:, None])
+    weights = -times[None, :, None, None] * lower * shares
+    turned = matmul(jnp.swapaxes(vectors, 1, 2), right)
+    change = matmul(vectors[:, None], matmul(weights * slopes[:, None], turned[:, None]))
+    return _of_eigenpairs(vectors, values, times, right), change + _of_eigenpairs(vectors, values, times, right_moved)
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _factors(
     rows: Array, spacing: Array, matrices: Array | None, shape: tuple[int, ...], eps: float, condition: float
-) -> Array:
-    vectors, decays, weights = _decays(spacing, matrices, shape, eps, condition)
-    turned = matmul(rows[:, None], vectors)
-    factors = matmul(decays * turned, jnp.swapaxes(vectors, 1, 2))
-    return factors.at[0].multiply(weights[:, None])
+) -> list[Array]:
+    decayed, weights, exponent = _decayed(rows[..., None], spacing, matrices, shape, eps, condition)
+    factors = decayed[..., 0].at[0].multiply(times_power_of_two(weights, exponent)[:, None])
+    return [factor[:, :n] for factor, n in zip(factors, shape, strict=True)]
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _inverse(
     right: TT, spacing: Array, matrices: Array | None, shape: tuple[int, ...], eps: float, condition: float
 ) -> TT:
-    vectors, decays, weights = _decays(spacing, matrices, shape, eps, condition)
-    vectors = jnp.broadcast_to(vectors, (len(shape), *vectors.shape[1:]))
-    turned = einsum("kris,kim->krms", right.cores, vectors)
-    blocks = einsum("kjm,krms,kim->kjris", decays, turned, vectors)
-    return _diagonal(blocks, weights, right.ranks, right.log_scale, shape)
+    cores, exponents = unit_cores(right.cores)
+    d, size, n, _ = cores.shape
+    columns = jnp.swapaxes(cores, 1, 2).reshape(d, n, size * size)
+    decayed, weights, exponent = _decayed(columns, spacing, matrices, shape, eps, condition)
+    blocks = decayed.reshape(d, -1, n, size, size).transpose(0, 1, 3, 2, 4)
+    log_scale = shifted_scale(right.log_scale, exponent + jnp.sum(exponents, dtype=jnp.int32))
+    return _diagonal(blocks, weights, right.ranks, log_scale, shape)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _inverse_matrix(
     spacing: Array, matrices: Array | None, shape: tuple[int, ...], eps: float, condition: float
 ) -> TTMatrix:
-    vectors, decays, weights = _decays(spacing, matrices, shape, eps, condition)
     d, n = len(shape), max(shape)
-    vectors = jnp.broadcast_to(vectors, (d, *vectors.shape[1:]))
-    blocks = einsum("kim,ktm,kjm->ktij", vectors, decays, vectors).reshape(d, -1, 1, n * n, 1)
-    flat = _diagonal(blocks, weights, jnp.ones(d + 1, jnp.int32), jnp.zeros((), spacing.dtype), shape)
+    modes = jnp.asarray(mode_mask(shape), spacing.dtype)
+    decayed, weights, exponent = _decayed(jax.vmap(jnp.diag)(modes), spacing, matrices, shape, eps, condition)
+    blocks = decayed.reshape(d, -1, 1, n * n, 1)
+    log_scale = joined_scale(exponent, jnp.zeros((), spacing.dtype))
+    flat = _diagonal(blocks, weights, jnp.ones(d + 1, jnp.int32), log_scale, shape)
     cores = flat.cores.reshape(d, flat.max_rank, n, n, flat.max_rank)
     return TTMatrix(cores, flat.ranks, flat.log_scale, shape, shape)
 

@@ -1,6 +1,7 @@
 """Operators in train form, their products with trains, and sums of many trains."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Inexact, Int32, Key
 
 from jaxnm import arguments
-from jaxnm.linalg import einsum
 from jaxnm.tensor_train.rounding import Method, round
-from jaxnm.tensor_train.trains import TT, add, check_same_shape, check_train, core_mask, from_cores, mode_mask
+from jaxnm.tensor_train.scaling import converted_scale, shifted_scale, summed_scales
+from jaxnm.tensor_train.trains import TT, add, check_same_shape, check_train, from_cores, product_cores, with_scale
 
 
 @flax.struct.dataclass
@@ -65,16 +66,24 @@ def matrix_from_cores(cores: Sequence[ArrayLike], *, max_rank: int | None = None
       (3, 3, 3, 3)
     """
     name = "matrix_from_cores"
-    arrays = [jnp.asarray(core) for core in cores]
+    if len(cores) == 0:
+        arguments.refuse(name, "cores", "empty", "at least one", "give one core a mode")
+    arrays = arguments.to_arrays(name, **{f"cores[{k}]": core for k, core in enumerate(cores)})
     for k, core in enumerate(arrays):
         condition = lambda shape: len(shape) == 4 and min(shape) >= 1
         arguments.check_shape(name, f"cores[{k}]", core, "[r, m, n, r'], none of them 0", condition)
     rows, columns = (tuple(core.shape[axis] for core in arrays) for axis in (1, 2))
     m, n = max(rows, default=1), max(columns, default=1)
-    padded = [jnp.pad(core, [(0, 0), (0, m - core.shape[1]), (0, n - core.shape[2]), (0, 0)]) for core in arrays]
-    flat = from_cores([core.reshape(core.shape[0], m * n, -1) for core in padded], max_rank=max_rank)
+    flat = from_cores(_flat(arrays, m, n), max_rank=max_rank)
     size = flat.max_rank
     return TTMatrix(flat.cores.reshape(-1, size, m, n, size), flat.ranks, flat.log_scale, rows, columns)
+
+
+@jax.jit(static_argnums=(1, 2))
+def _flat(arrays: list[Array], m: int, n: int) -> list[Array]:
+    """Cores [r, m n, r'] of a train."""
+    padded = [jnp.pad(core, [(0, 0), (0, m - core.shape[1]), (0, n - core.shape[2]), (0, 0)]) for core in arrays]
+    return [core.reshape(core.shape[0], m * n, -1) for core in padded]
 
 
 def matrix_to_cores(matrix: TTMatrix) -> list[Inexact[Array, "r m n r'"]]:
@@ -84,12 +93,12 @@ def matrix_to_cores(matrix: TTMatrix) -> list[Inexact[Array, "r m n r'"]]:
       matrix: not traced.
 
     Returns:
-      d arrays [r, m, n, r']; the first one is multiplied by exp(log_scale).
+      d arrays [r, m, n, r'], times exp(log_scale) as by `to_cores`.
 
     Raises:
       ValueError: under `jit`. TypeError: no operator.
 
-    Cost: a copy. Differentiable in nothing that is traced.
+    Cost: a copy. Differentiable.
 
     Example:
       >>> [core.shape for core in matrix_to_cores(matrix_from_cores([jnp.eye(3)[None, :, :, None]] * 2))]
@@ -101,7 +110,7 @@ def matrix_to_cores(matrix: TTMatrix) -> list[Inexact[Array, "r m n r'"]]:
     ranks = np.asarray(matrix.ranks).tolist()
     sizes = zip(matrix.rows, matrix.columns, strict=True)
     cores = [matrix.cores[k, : ranks[k], :m, :n, : ranks[k + 1]] for k, (m, n) in enumerate(sizes)]
-    return [cores[0] * jnp.exp(matrix.log_scale).astype(matrix.dtype), *cores[1:]]
+    return with_scale(cores, matrix.log_scale)
 
 
 def matvec(matrix: TTMatrix, tt: TT) -> TT:
@@ -128,14 +137,13 @@ def matvec(matrix: TTMatrix, tt: TT) -> TT:
     check_train("matvec", tt=tt)
     if matrix.columns != tt.shape:
         got = f"of shape {tt.shape}"
-        arguments.refuse("matvec", "tt", got, f"{matrix.columns}, the columns of the matrix", "transpose the matrix")
-    first, second = arguments.to_arrays("matvec", matrix=matrix.cores, tt=tt.cores)
-    columns = second[:, :, :, None]
-    cores, ranks = _product(first, columns, matrix.ranks, tt.ranks)
-    log_scale = matrix.log_scale + tt.log_scale
-    cores = cores[:, :, :, 0]
-    inside = core_mask(ranks, matrix.rows, cores.shape[-1])
-    return TT(jnp.where(inside, cores, jnp.zeros_like(cores)), ranks, log_scale, matrix.rows)
+        expected = f"{matrix.columns}, the columns of the matrix"
+        arguments.refuse("matvec", "tt", got, expected, "give a train that the operator acts on")
+    matrix_cores, cores = arguments.to_arrays("matvec", matrix=matrix.cores, tt=tt.cores)
+    cores, ranks, log_scale = _product(
+        replace(matrix, cores=matrix_cores), replace(tt, cores=cores), ("ij,rjk->rik", "j,rijk->rik")
+    )
+    return TT(cores, ranks, log_scale, matrix.rows)
 
 
 def matmat(a: TTMatrix, b: TTMatrix) -> TTMatrix:
@@ -161,16 +169,13 @@ def matmat(a: TTMatrix, b: TTMatrix) -> TTMatrix:
     _check_matrix("matmat", a)
     _check_matrix("matmat", b)
     if a.columns != b.rows:
-        arguments.refuse(
-            "matmat", "b", f"with rows {b.rows}", f"{a.columns}, the columns of a", "transpose one of them"
-        )
+        expected = f"{a.columns}, the columns of a"
+        arguments.refuse("matmat", "b", f"with rows {b.rows}", expected, "what comes out of b goes into a")
     first, second = arguments.to_arrays("matmat", a=a.cores, b=b.cores)
-    cores, ranks = _product(first, second, a.ranks, b.ranks)
-    size = cores.shape[-1]
-    modes = mode_mask(a.rows)[:, :, None] & mode_mask(b.columns)[:, None]
-    inside = core_mask(ranks, (1,) * len(a.rows), size) & jnp.asarray(modes.reshape(len(a.rows), 1, -1, 1))
-    cores = jnp.where(inside.reshape(cores.shape), cores, jnp.zeros_like(cores))
-    return TTMatrix(cores, ranks, a.log_scale + b.log_scale, a.rows, b.columns)
+    cores, ranks, log_scale = _product(
+        replace(a, cores=first), replace(b, cores=second), ("ij,rjlk->rilk", "jl,rijk->rilk")
+    )
+    return TTMatrix(cores, ranks, log_scale, a.rows, b.columns)
 
 
 def sum_many(
@@ -210,19 +215,15 @@ def _check_matrix(function: str, matrix: Any) -> None:
     if not isinstance(matrix, TTMatrix):
         got = f"of type {type(matrix).__name__}"
         arguments.refuse(function, "matrix", got, "a TTMatrix", "see matrix_from_cores", error=TypeError)
+    arguments.check_dtype(function, "matrix.cores", jnp.result_type(matrix.cores))
 
 
-@jax.jit
-def _product(a: Array, b: Array, a_ranks: Array, b_ranks: Array) -> tuple[Array, Array]:
-    """Cores [d, R, m, p, R] of a b with the ranks first, and the ranks."""
-    first, second = a.shape[-1], b.shape[-1]
-    ranks = a_ranks * b_ranks
-    index = jnp.arange(first * second, dtype=jnp.int32)[None]
-    of_a, of_b = jnp.minimum(index // b_ranks[:, None], first - 1), index % b_ranks[:, None]
-
-    def site(core: Array, other: Array, rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
-        product = einsum("aijb,cjkd->acikbd", core, other)
-        return product[rows[0], rows[1]][..., columns[0], columns[1]]
-
-    cores = jax.vmap(site)(a, b, (of_a[:-1], of_b[:-1]), (of_a[1:], of_b[1:]))
-    return cores, ranks
+@jax.jit(static_argnums=2)
+def _product(a: Any, b: Any, subscripts: tuple[str, str]) -> tuple[Array, Array, Array]:
+    """Cores, ranks and log_scale of a product: a block of the larger ranks for every pair of the smaller ones."""
+    if a.max_rank <= b.max_rank:
+        cores, exponent = product_cores(a.cores, b.cores, b.ranks, subscripts[0])
+    else:
+        cores, exponent = product_cores(b.cores, a.cores, a.ranks, subscripts[1])
+    log_scale = summed_scales(*(converted_scale(x.log_scale, cores.dtype) for x in (a, b)))
+    return cores, a.ranks * b.ranks, shifted_scale(log_scale, exponent)

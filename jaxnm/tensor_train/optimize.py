@@ -13,6 +13,7 @@ from jaxnm import arguments
 from jaxnm.linalg import einsum
 from jaxnm.status import Status, first_failing, merge
 
+REMEDY = "the best of a set of values has none; differentiate f at best_index"
 Objective = Callable[..., Any]
 """f(index [d] int32, *args) -> scalar, to be minimized; real, and traced unless it is called between ask and tell."""
 
@@ -22,9 +23,9 @@ class OptimizeResult:
     """The smallest value that a search has seen."""
 
     best_index: Int32[Array, "d"]
-    """-1 everywhere if no value was finite."""
+    """-1 everywhere if every value was infinite (infeasible) or NaN."""
     best_value: Float[Array, ""]
-    """Infinite if no value was finite."""
+    """Infinite if every value was infinite or NaN."""
     num_evaluations: Int32[Array, ""]
     """Calls of the function, repeated indices included."""
     history: Float[Array, "steps"]
@@ -53,7 +54,8 @@ class AskTell(NamedTuple):
     ask: Callable[[Any], tuple[Array, Any]]
     """ask(state) -> (indices [m, d] int32, state)."""
     tell: Callable[[Any, ArrayLike, ArrayLike], Any]
-    """tell(state, indices [m, d], values [m]) -> state."""
+    """tell(state, indices [m, d], values [m]) -> state. Infinite values are infeasible; NaN and indices that the shape
+    does not have are ignored, and the status says so."""
 
 
 def grid_point(
@@ -143,7 +145,21 @@ def checked_answer(function: str, indices: ArrayLike, values: ArrayLike, d: int,
     m = indices.shape[0]
     arguments.check_shape(function, "values", values, f"[{m}]", lambda shape: shape == (m,), "one value an index")
     arguments.check_real(function, "values", values)
-    return indices.astype(jnp.int32), values.astype(dtype)
+    operands = arguments.without_derivative(function, "an argument", values.astype(dtype), remedy=REMEDY)
+    # beyond what int32 holds there is no index either
+    largest = jnp.iinfo(jnp.int32).max
+    if jnp.iinfo(indices.dtype).max > largest:
+        indices = jnp.where(indices > jnp.asarray(largest, indices.dtype), jnp.zeros_like(indices) - 1, indices)
+    return jnp.maximum(indices.astype(jnp.int32), -1), operands
+
+
+def told_dtype(function: str, dtype: Any) -> Any:
+    """The real floating dtype in which `tell` keeps values, the default one for None."""
+    dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+    arguments.check_dtype(function, "dtype", dtype)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        arguments.refuse(function, "dtype", repr(str(dtype)), "a real dtype", "values are compared", error=TypeError)
+    return dtype
 
 
 # ------------------------------------------------------------------------------------------------ the best so far
@@ -151,21 +167,33 @@ def checked_answer(function: str, indices: ArrayLike, values: ArrayLike, d: int,
 
 def empty_record(d: int, dtype: Any) -> Record:
     """Before anything was evaluated."""
-    return Record(jnp.full(d, -1, jnp.int32), jnp.full((), jnp.inf, dtype), jnp.int32(0), jnp.int32(Status.OK))
+    return Record(jnp.full(d, -1, jnp.int32), jnp.full((), jnp.inf, dtype), jnp.int32(0), jnp.int32(Status.UNEXPLORED))
 
 
-def updated(record: Record, indices: Int32[Array, "m d"], values: Float[Array, "m"]) -> Record:
-    """The record after m more values; what is not finite is counted and flagged, and is never the best."""
-    finite = jnp.isfinite(values)
-    usable = jnp.where(finite, values, jnp.full_like(values, jnp.inf))
-    at = jnp.argmin(usable)
-    better = usable[at] < record.best_value
-    flag = first_failing((~jnp.all(finite), Status.NONFINITE_RESULT))
+def usable(values: Float[Array, "m"]) -> Float[Array, "m"]:
+    """Values by which indices are compared: NaN is as bad as infinity, and minus infinity is the best there is."""
+    return jnp.where(jnp.isnan(values), jnp.full_like(values, jnp.inf), values)
+
+
+def updated(record: Record, indices: Int32[Array, "m d"], values: Float[Array, "m"], shape: tuple[int, ...]) -> Record:
+    """The record after m more values; NaN and indices outside are counted and flagged, and are never the best."""
+    inside = jnp.all((indices >= 0) & (indices < jnp.array(shape, jnp.int32)[None]), 1)
+    compared = jnp.where(inside, usable(values), jnp.full_like(values, jnp.inf))
+    at = jnp.argmin(compared)
+    better = compared[at] < record.best_value
+    index = jnp.where(better, indices[at], record.best_index)
+    # that nothing feasible was seen is no longer so as soon as something is
+    lasting = jnp.where(record.status == jnp.int32(Status.UNEXPLORED), jnp.int32(Status.OK), record.status)
+    flag = first_failing(
+        (jnp.any(jnp.isnan(values)), Status.NONFINITE_RESULT),
+        (~jnp.all(inside), Status.OUT_OF_RANGE),
+        (index[0] < 0, Status.UNEXPLORED),
+    )
     return Record(
-        jnp.where(better, indices[at], record.best_index),
-        jnp.where(better, usable[at], record.best_value),
+        index,
+        jnp.where(better, compared[at], record.best_value),
         record.num_evaluations + jnp.int32(values.shape[0]),
-        merge(record.status, flag),
+        merge(lasting, flag),
     )
 
 

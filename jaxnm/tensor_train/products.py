@@ -5,11 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Inexact, Int, Int32
 
 from jaxnm import arguments
 from jaxnm.linalg import einsum, matmul, qr
-from jaxnm.tensor_train.trains import TT, check_same_shape, check_train, rescaled, subtract, times_power_of_two
+from jaxnm.linalg.scaling import rescaled, times_power_of_two
+from jaxnm.tensor_train.scaling import converted_scale, scaled_back, shifted_scale, summed_scales, unit_cores
+from jaxnm.tensor_train.trains import TT, check_same_shape, check_train, mode_mask, stacked, subtract
 
 
 def gather(tt: TT, indices: Int[ArrayLike, "m d"]) -> Inexact[Array, "m"]:
@@ -40,10 +43,7 @@ def gather(tt: TT, indices: Int[ArrayLike, "m d"]) -> Inexact[Array, "m"]:
         arguments.refuse("gather", "indices", got, "integers", "see `evaluate` for points", error=TypeError)
     d = tt.ndim
     arguments.check_shape("gather", "indices", indices, f"[m, {d}]", lambda shape: len(shape) == 2 and shape[1] == d)
-    # wide integers keep their place outside of the modes
-    limits = jnp.iinfo(indices.dtype)
-    indices = jnp.clip(indices, max(limits.min, -1), min(limits.max, max(tt.shape)))
-    return _gather(tt, indices.astype(jnp.int32))
+    return _gather(tt, indices)
 
 
 def dot(a: TT, b: TT) -> Inexact[Array, ""]:
@@ -69,8 +69,8 @@ def dot(a: TT, b: TT) -> Inexact[Array, ""]:
       81.0
     """
     check_same_shape("dot", a, b)
-    value, exponent = _dot(a, b)
-    return _scaled_back(value, exponent, a.log_scale + b.log_scale)
+    first, second = arguments.to_arrays("dot", a=a.cores, b=b.cores)
+    return _dot(first, second, a.log_scale, b.log_scale)
 
 
 def norm(tt: TT) -> Float[Array, ""]:
@@ -144,8 +144,7 @@ def integrate(tt: TT, weights: Sequence[Inexact[ArrayLike, "n"]]) -> Inexact[Arr
     """
     check_train("integrate", tt=tt)
     rows = _weight_rows("integrate", tt, weights)
-    value, exponent = _contract(tt, rows)
-    return _scaled_back(value, exponent, tt.log_scale)
+    return _integrate(tt, rows)
 
 
 def marginal(tt: TT, modes: Sequence[int], weights: Sequence[Inexact[ArrayLike, "n"]] | None = None) -> TT:
@@ -162,7 +161,8 @@ def marginal(tt: TT, modes: Sequence[int], weights: Sequence[Inexact[ArrayLike, 
     Raises:
       ValueError: no mode, one that is not there or comes twice, other weights. TypeError: no train.
 
-    Cost: d n R^2 multiplications, and a product of two [R, R] matrices a summed mode. Differentiable.
+    Cost: d n R^2 multiplications, and a product of two [R, R] matrices a mode, n for each that remains; compilation
+    does not grow with d. Differentiable.
 
     Example:
       >>> from jaxnm.tensor_train import from_cores
@@ -174,12 +174,11 @@ def marginal(tt: TT, modes: Sequence[int], weights: Sequence[Inexact[ArrayLike, 
     d = tt.ndim
     for mode in modes:
         arguments.check_count("marginal", "a mode", mode, minimum=-d)
-    kept = [mode % d if -d <= mode < d else mode for mode in modes]
+    kept = [int(mode) % d if -d <= mode < d else int(mode) for mode in modes]
     if not kept or kept != sorted(set(kept)) or kept[-1] >= d:
         expected = f"one or more of 0 to {d - 1}, ascending"
-        arguments.refuse("marginal", "modes", repr(list(modes)), expected, "permute afterwards")
-    rows = _weight_rows("marginal", tt, [jnp.ones(n, tt.dtype) for n in tt.shape] if weights is None else weights)
-    return _marginal(tt, rows, tuple(kept))
+        arguments.refuse("marginal", "modes", repr(list(modes)), expected, "give them in their order")
+    return _marginal(tt, None if weights is None else _weight_rows("marginal", tt, weights), tuple(kept))
 
 
 def _weight_rows(function: str, tt: TT, weights: Sequence[Any]) -> Array:
@@ -189,16 +188,7 @@ def _weight_rows(function: str, tt: TT, weights: Sequence[Any]) -> Array:
     arrays = arguments.to_arrays(function, cores=tt.cores, **{f"weights[{k}]": w for k, w in enumerate(weights)})[1:]
     for k, (array, n) in enumerate(zip(arrays, tt.shape, strict=True)):
         arguments.check_shape(function, f"weights[{k}]", array, f"[{n}]", lambda shape, n=n: shape == (n,))
-    n = max(tt.shape)
-    return jnp.stack([jnp.pad(array, (0, n - array.shape[0])) for array in arrays])
-
-
-def _scaled_back(value: Array, exponent: Array, log_scale: Array) -> Array:
-    """The number value 2^exponent e^log_scale, without overflow on the way."""
-    dtype = jnp.finfo(value.dtype).dtype
-    binary = jax.lax.stop_gradient(jnp.round(log_scale / jnp.log(jnp.asarray(2, dtype))))
-    rest = jnp.exp(log_scale - binary * jnp.log(jnp.asarray(2, dtype)))
-    return times_power_of_two(value * rest.astype(value.dtype), exponent + binary.astype(jnp.int32))
+    return stacked(arrays, (max(tt.shape),))
 
 
 def first_row(tt: TT) -> Array:
@@ -208,8 +198,11 @@ def first_row(tt: TT) -> Array:
 
 @jax.jit
 def _gather(tt: TT, indices: Array) -> Array:
+    # wide integers keep their place outside of the modes
+    limits = jnp.iinfo(indices.dtype)
+    indices = jnp.clip(indices, max(limits.min, -1), min(limits.max, max(tt.shape))).astype(jnp.int32)
     inside = jnp.all((indices >= 0) & (indices < jnp.array(tt.shape, jnp.int32)[None]), 1)
-    values = jax.vmap(_scaled_back, (0, 0, None))(*entries_and_exponents(tt.cores, indices), tt.log_scale)
+    values = scaled_back(*entries_and_exponents(tt.cores, indices), tt.log_scale)
     return jnp.where(inside, values, jnp.full_like(values, jnp.nan))
 
 
@@ -222,14 +215,22 @@ def entries_and_exponents(cores: Array, indices: Int32[Array, "m d"]) -> tuple[A
         rows, more = jax.vmap(rescaled)(einsum("mr,mrs->ms", rows, jnp.swapaxes(core, 0, 1)[index]))
         return (rows, exponents + more), None
 
-    start = (rows, jnp.zeros(indices.shape[0], jnp.int32))
+    cores, exponents = unit_cores(cores)
+    start = (rows, jnp.full(indices.shape[0], jnp.sum(exponents, dtype=jnp.int32)))
     (rows, exponents), _ = jax.lax.scan(step, start, (cores, indices.T))
     return rows[:, 0], exponents
 
 
 @jax.jit
-def _dot(a: TT, b: TT) -> tuple[Array, Array]:
-    start = first_row(a)[:, None] * first_row(b)[None]
+def _dot(a: Array, b: Array, log_scale: Array, other: Array) -> Array:
+    real = jnp.finfo(a.dtype).dtype
+    scales = (converted_scale(x, real) for x in (log_scale, other))
+    return scaled_back(*inner_product(a, b), summed_scales(*scales))
+
+
+def inner_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """(v, e) with the sum over all entries of conj(a) b being v 2^e, of trains without their factors."""
+    (a, exponents), (b, others) = unit_cores(a), unit_cores(b)
 
     def step(carry: tuple[Array, Array], cores: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         (between, exponent), (left, right) = carry, cores
@@ -237,19 +238,23 @@ def _dot(a: TT, b: TT) -> tuple[Array, Array]:
         between, more = rescaled(einsum("aid,aic->dc", left.conj(), half))
         return (between, exponent + more), None
 
-    (between, exponent), _ = jax.lax.scan(step, (start, jnp.int32(0)), (a.cores, b.cores))
+    start = jnp.zeros((a.shape[-1], b.shape[-1]), a.dtype).at[0, 0].set(1)
+    (between, exponent), _ = jax.lax.scan(step, (start, jnp.sum(exponents + others, dtype=jnp.int32)), (a, b))
     return between[0, 0], exponent
 
 
 @jax.jit
-def _contract(tt: TT, rows: Array) -> tuple[Array, Array]:
+def _integrate(tt: TT, rows: Array) -> Array:
+    (cores, exponents), (rows, others) = unit_cores(tt.cores), unit_cores(rows)
+
     def step(carry: tuple[Array, Array], site: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         (row, exponent), (core, weight) = carry, site
         row, more = rescaled(matmul(row, einsum("ris,i->rs", core, weight)))
         return (row, exponent + more), None
 
-    (row, exponent), _ = jax.lax.scan(step, (first_row(tt), jnp.int32(0)), (tt.cores, rows))
-    return row[0], exponent
+    start = (first_row(tt), jnp.sum(exponents + others, dtype=jnp.int32))
+    (row, exponent), _ = jax.lax.scan(step, start, (cores, rows))
+    return scaled_back(row[0], exponent, tt.log_scale)
 
 
 def right_factors(cores: Array) -> tuple[Array, Array]:
@@ -267,55 +272,54 @@ def right_factors(cores: Array) -> tuple[Array, Array]:
         return (factor, exponent + more), (factor, exponent + more)
 
     last = jnp.zeros((size, size), cores.dtype).at[0, 0].set(1)
-    return jax.lax.scan(step, (last, jnp.int32(0)), cores, reverse=True)[1]
+    cores, exponents = unit_cores(cores)
+    factors, more = jax.lax.scan(step, (last, jnp.int32(0)), cores, reverse=True)[1]
+    return factors, more + jnp.cumsum(exponents[::-1], dtype=jnp.int32)[::-1]
 
 
 @jax.jit
 def _norm(tt: TT) -> Array:
-    return _norm_of(tt.cores, tt.log_scale)
+    return scaled_back(*norm_parts(tt.cores), tt.log_scale)
 
 
 @jax.custom_jvp
-def _norm_of(cores: Array, log_scale: Array) -> Array:
+def norm_parts(cores: Array) -> tuple[Array, Array]:
+    """(v, e), the norm of a train without its factor being v 2^e; its derivative is that of an inner product."""
     factors, exponents = right_factors(cores)
-    return _scaled_back(jnp.sqrt(jnp.sum(jnp.abs(factors[0, 0]) ** 2)), exponents[0], log_scale)
+    return jnp.sqrt(jnp.sum(jnp.abs(factors[0, 0]) ** 2)), exponents[0]
 
 
-@_norm_of.defjvp
-def _norm_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    cores, log_scale = primals
-    value = _norm_of(cores, log_scale)
-    usable = value > 0
-    unit = log_scale - jnp.log(jnp.where(usable, value, jnp.ones_like(value)))
-    shape = (cores.shape[2],) * cores.shape[0]
-    ranks = jnp.ones(cores.shape[0] + 1, jnp.int32)
-
-    def inner(cores_: Array, log_scale_: Array) -> Array:
-        fixed, moving = TT(cores, ranks, unit, shape), TT(cores_, ranks, unit + (log_scale_ - log_scale), shape)
-        product, exponent = _dot(fixed, moving)
-        return _scaled_back(product, exponent, fixed.log_scale + moving.log_scale).real
-
-    _, slope = jax.jvp(inner, primals, tangents)
-    return value, jnp.where(usable, value * slope, jnp.zeros_like(slope))
+@norm_parts.defjvp
+def _norm_parts_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
+    (cores,), (moved,) = primals, tangents
+    value, exponent = norm_parts(cores)
+    with_fixed = lambda other: inner_product(cores, other)
+    (_, more), (slope, _) = jax.jvp(with_fixed, (cores,), (moved,))
+    slope = times_power_of_two(slope.real, more - 2 * exponent)
+    zero = value == 0
+    slope = jnp.where(zero, jnp.zeros_like(slope), slope / jnp.where(zero, jnp.ones_like(value), value))
+    return (value, exponent), (slope, np.zeros((), jax.dtypes.float0))
 
 
 @jax.jit(static_argnums=2)
-def _marginal(tt: TT, rows: Array, kept: tuple[int, ...]) -> TT:
-    cores, before = [], None
-    exponent = jnp.int32(0)
-    for k in range(tt.ndim):
-        core = tt.cores[k]
-        if k in kept:
-            core = core if before is None else einsum("rt,tis->ris", before, core)
-            cores, before = [*cores, core], None
-            continue
-        summed = einsum("ris,i->rs", core, rows[k])
-        before, more = rescaled(summed if before is None else matmul(before, summed))
-        exponent = exponent + more
-    if before is not None:
-        cores[-1] = einsum("ris,st->rit", cores[-1], before)
-    log_scale = tt.log_scale + exponent.astype(tt.log_scale.dtype) * jnp.log(jnp.asarray(2, tt.log_scale.dtype))
-    shape = tuple(tt.shape[k] for k in kept)
-    stacked = jnp.stack(cores)[:, :, : max(shape)]
-    one = jnp.int32(1)
-    return TT(stacked, jnp.stack([one, *(tt.ranks[k + 1] for k in kept[:-1]), one]), log_scale, shape)
+def _marginal(tt: TT, rows: Array | None, kept: tuple[int, ...]) -> TT:
+    rows = jnp.asarray(mode_mask(tt.shape), tt.dtype) if rows is None else rows
+    (cores, exponents), (rows, others) = unit_cores(tt.cores), unit_cores(rows)
+    is_kept = np.isin(np.arange(tt.ndim), kept)
+    matrices, eye = einsum("kris,ki->krs", cores, rows), jnp.eye(tt.max_rank, dtype=tt.dtype)
+
+    # what is summed since the last mode that remains, before every site
+    def step(carry: tuple[Array, Array], site: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        (before, exponent), (matrix, keep) = carry, site
+        product, more = rescaled(matmul(before, matrix))
+        after = jnp.where(keep, eye, product), exponent + jnp.where(keep, jnp.int32(0), more)
+        return after, before
+
+    start = jnp.sum(exponents + jnp.where(is_kept, jnp.int32(0), others), dtype=jnp.int32)
+    (behind, exponent), before = jax.lax.scan(step, (eye, start), (matrices, jnp.asarray(is_kept)))
+    places, shape = np.array(kept), tuple(tt.shape[k] for k in kept)
+    cores = einsum("krt,ktis->kris", before[places], cores[places][:, :, : max(shape)])
+    cores = cores.at[-1].set(einsum("ris,st->rit", cores[-1], behind))
+    one = jnp.ones(1, jnp.int32)
+    ranks = jnp.concatenate([one, tt.ranks[places[:-1] + 1], one])
+    return TT(cores, ranks, shifted_scale(tt.log_scale, exponent), shape)

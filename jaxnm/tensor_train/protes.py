@@ -9,12 +9,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int32, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Int32, Key
 
 from jaxnm import arguments
 from jaxnm.linalg import einsum
-from jaxnm.status import Status, first_failing
+from jaxnm.status import Status
 from jaxnm.tensor_train.optimize import (
+    REMEDY,
     AskTell,
     Objective,
     OptimizeResult,
@@ -24,7 +25,9 @@ from jaxnm.tensor_train.optimize import (
     empty_record,
     evaluated,
     result_of,
+    told_dtype,
     updated,
+    usable,
     value_dtype,
 )
 from jaxnm.tensor_train.trains import TT, bounded_rank, check_train, checked_shape, core_mask
@@ -45,6 +48,8 @@ class ProtesState:
     """Of Adam."""
     learning_rate: Float[Array, ""]
     key: Key[Array, ""]
+    usable: Bool[Array, ""]
+    """Whether the initial cores are probabilities; if not, nothing is recorded."""
     record: Record
 
 
@@ -92,8 +97,11 @@ def protes(
       initial. TypeError: complex values, a raw key.
 
     Status:
-      NONFINITE_RESULT: f was NaN or infinite somewhere; the best is that of its finite values.
-      OUT_OF_RANGE: `initial` has negative or non-finite cores, or no probability anywhere; nothing is reported.
+      UNEXPLORED: f was infinite wherever it was seen: no index is feasible as far as is known.
+      NONFINITE_RESULT: f was NaN somewhere; the best is that of its other values. Infinity is no failure: it says that
+        an index is infeasible, and minus infinity is the best value there is.
+      OUT_OF_RANGE: `initial` has negative or non-finite cores, or no probability anywhere; nothing is reported. Or
+        learning_rate is not positive.
 
     Cost: a step takes batch calls of f and about 5 batch d n R^2 multiplications; compile time does not grow with d.
     Not differentiable. vmap over keys or args runs searches side by side.
@@ -111,7 +119,8 @@ def protes(
     check_budget(name, budget, batch, "one batch")
     dtype = value_dtype(name, f, jax.ShapeDtypeStruct((len(shape),), jnp.int32), args)
     start = _start(name, shape, rank, initial, dtype, learning_rate)
-    return _protes(f, (int(budget // batch), int(batch), int(elite), int(steps)), key, start, args)
+    start, args = arguments.without_derivative(name, "an argument", (start, args), remedy=REMEDY)
+    return _protes(f, shape, (int(budget // batch), int(batch), int(elite), int(steps)), key, start, args)
 
 
 def protes_ask_tell(
@@ -145,7 +154,8 @@ def protes_ask_tell(
       ValueError, TypeError: as `protes`; tell refuses indices and values of other shapes.
 
     Status:
-      as `protes`, in state.record.
+      as `protes`, in state.record, and OUT_OF_RANGE: tell was given an index that the shape does not have; its value
+      is ignored.
 
     Cost: as `protes`, and one dispatch a call.
     Not differentiable.
@@ -163,7 +173,7 @@ def protes_ask_tell(
     name = "protes_ask_tell"
     shape = checked_shape(name, shape)
     _check_options(name, batch, elite, steps)
-    dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+    dtype = told_dtype(name, dtype)
     start = _start(name, shape, rank, initial, dtype, learning_rate)
 
     def init(key: Array) -> ProtesState:
@@ -176,7 +186,7 @@ def protes_ask_tell(
     def tell(state: ProtesState, indices: ArrayLike, values: ArrayLike) -> ProtesState:
         indices, values = checked_answer(f"{name}: tell", indices, values, len(shape), dtype)
         arguments.check_count(f"{name}: tell", "the number of values", values.shape[0], minimum=elite)
-        return _tell(state, indices, values, int(elite), int(steps))
+        return _tell(state, indices, values, shape, int(elite), int(steps))
 
     return AskTell(init, ask, tell)
 
@@ -255,10 +265,11 @@ def protes_with_gradients(
     check_budget(name, budget, each, "batch + descents (descent_steps + 1)")
     dtype = value_dtype(name, f, jax.ShapeDtypeStruct((len(shape),), nodes[0].dtype), args)
     start = _start(name, shape, rank, initial, dtype, learning_rate)
+    nodes, start, args = arguments.without_derivative(name, "an argument", (nodes, start, args), remedy=REMEDY)
     # beyond its last node a grid repeats it, where the cores are zero
     padded = jnp.stack([jnp.pad(grid, (0, max(shape) - grid.shape[0]), mode="edge") for grid in nodes])
     counts = (int(budget // each), int(batch), int(elite), int(steps), int(descents), int(descent_steps))
-    return _protes_with_gradients(f, counts, key, start, padded, args)
+    return _protes_with_gradients(f, shape, counts, key, start, padded, args)
 
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -353,6 +364,7 @@ def _log_probabilities(cores: Array, indices: Int32[Array, "m d"]) -> Float[Arra
 def _init(key: Array, start: tuple[Any, Any, Any]) -> ProtesState:
     cores, support, rate = start
     record = empty_record(support.shape[0], rate.dtype)
+    good = rate > 0
     if cores is None:
         key, draw = jax.random.split(key)
         # above zero, so that only what lies outside the cores is zero
@@ -360,9 +372,9 @@ def _init(key: Array, start: tuple[Any, Any, Any]) -> ProtesState:
         cores = jnp.where(support, drawn, jnp.zeros_like(drawn))
     else:
         whole = _unit(einsum("ris,s->r", cores[0], _behind(cores)[0]))[0]
-        good = jnp.all(jnp.isfinite(cores)) & (jnp.min(cores) >= 0) & (whole > 0)
-        record = replace(record, status=first_failing((~good, Status.OUT_OF_RANGE)))
-    return ProtesState(cores, support, optax.adam(rate).init(cores), rate, key, record)
+        good &= jnp.all(jnp.isfinite(cores)) & (jnp.min(cores) >= 0) & (whole > 0)
+    record = replace(record, status=jnp.where(good, record.status, jnp.int32(Status.OUT_OF_RANGE)))
+    return ProtesState(cores, support, optax.adam(rate).init(cores), rate, key, good, record)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -371,14 +383,20 @@ def _ask(state: ProtesState, batch: int) -> tuple[Array, ProtesState]:
     return _sampled(state.cores, draw, batch), replace(state, key=key)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _tell(state: ProtesState, indices: Array, values: Array, elite: int, steps: int) -> ProtesState:
-    infinite, record = jnp.full_like(values, jnp.inf), state.record
-    usable = jnp.where(jnp.isfinite(values), values, infinite)
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _tell(
+    state: ProtesState, indices: Array, values: Array, shape: tuple[int, ...], elite: int, steps: int
+) -> ProtesState:
+    infinite, before = jnp.full_like(values, jnp.inf), state.record
+    # from a bad start no sample means anything
+    record = updated(before, indices, jnp.where(state.usable, values, infinite), shape)
+    inside = jnp.all((indices >= 0) & (indices < jnp.array(shape, jnp.int32)[None]), 1)
+    compared = jnp.where(inside, usable(values), infinite)
     # the best index ever seen competes with the batch
-    worths, order = jax.lax.top_k(-jnp.concatenate([record.best_value[None], usable]), elite)
-    chosen = jnp.concatenate([record.best_index[None], indices])[order]
-    weights = jnp.isfinite(worths).astype(values.dtype)
+    worths, order = jax.lax.top_k(-jnp.concatenate([before.best_value[None], compared]), elite)
+    chosen = jnp.concatenate([before.best_index[None], indices])[order]
+    # infeasible ones teach nothing
+    weights = (worths > -jnp.inf).astype(values.dtype)
     weights = weights / jnp.maximum(jnp.sum(weights), jnp.ones_like(weights[0]))
     loss = lambda cores: -jnp.sum(weights * _log_probabilities(cores, chosen))
     optimizer = optax.adam(state.learning_rate)
@@ -392,32 +410,32 @@ def _tell(state: ProtesState, indices: Array, values: Array, elite: int, steps: 
         return (cores + jnp.asarray(updates), moments), None
 
     (cores, moments), _ = jax.lax.scan(step, (state.cores, state.moments), None, length=steps)
-    # from a bad start no sample means anything
-    bad = record.status == jnp.int32(Status.OUT_OF_RANGE)
-    record = updated(record, indices, jnp.where(bad, infinite, values))
     return replace(state, cores=cores, moments=moments, record=record)
 
 
 # ------------------------------------------------------------------------------------------------ whole runs
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _protes(f: Objective, counts: tuple[int, ...], key: Array, start: Any, args: tuple) -> OptimizeResult:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _protes(
+    f: Objective, shape: tuple[int, ...], counts: tuple[int, ...], key: Array, start: Any, args: tuple
+) -> OptimizeResult:
     num, batch, elite, steps = counts
 
     def step(state: ProtesState, _: Any) -> tuple[ProtesState, Array]:
         indices, state = _ask(state, batch)
-        state = _tell(state, indices, evaluated(f, indices, args, state.cores.dtype), elite, steps)
+        state = _tell(state, indices, evaluated(f, indices, args, state.cores.dtype), shape, elite, steps)
         return state, state.record.best_value
 
     state, history = jax.lax.scan(step, _init(key, start), None, length=num)
     return result_of(state.record, history)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _protes_with_gradients(
-    f: Objective, counts: tuple[int, ...], key: Array, start: Any, nodes: Float[Array, "d n"], args: tuple
-) -> OptimizeResult:
+    f: Objective, shape: tuple[int, ...], counts: tuple[int, ...], key: Array, start: Any,
+    nodes: Float[Array, "d n"], args: tuple,
+) -> OptimizeResult:  # fmt: skip
     num, batch, elite, steps, descents, descent_steps = counts
     d = nodes.shape[0]
     sites = jnp.arange(d, dtype=jnp.int32)
@@ -429,14 +447,14 @@ def _protes_with_gradients(
         values = evaluated(f, at(indices), args, state.cores.dtype)
         pool = jnp.concatenate([state.record.best_index[None], indices])
         worth = jnp.concatenate([state.record.best_value[None], values])
-        worth = jnp.where(jnp.isfinite(worth), worth, jnp.full_like(worth, jnp.inf))
+        worth = usable(worth)
         # equal values are taken for the same index
         starts = jnp.unique(worth, return_index=True, size=descents)[1]
         ends = _descend(slope, at(pool[starts]), nodes, descent_steps)
         nearest = lambda grid, x: jnp.argmin(jnp.abs(grid[None] - x[:, None]), 1).astype(jnp.int32)
         rounded = jax.vmap(nearest, (0, 1), 1)(nodes, ends)
         more = evaluated(f, at(rounded), args, state.cores.dtype)
-        state = _tell(state, jnp.concatenate([indices, rounded]), jnp.concatenate([values, more]), elite, steps)
+        state = _tell(state, jnp.concatenate([indices, rounded]), jnp.concatenate([values, more]), shape, elite, steps)
         return state, state.record.best_value
 
     state, history = jax.lax.scan(step, _init(key, start), None, length=num)
@@ -455,19 +473,23 @@ def _descend(slope: Any, points: Float[Array, "m d"], nodes: Float[Array, "d n"]
         raw = slope(x) * unit
         return jnp.where(jnp.isfinite(raw), raw, jnp.zeros_like(raw))
 
+    # in units of the first gradients, so that their products neither overflow nor vanish
+    first = gradient(points)
+    size = jnp.max(jnp.abs(first), 1, keepdims=True)
+    size = jnp.where(size > 0, size, jnp.ones_like(size))
+
     def move(carry: Any, _: Any) -> tuple[Any, None]:
         x, g, rate = carry
         step = jnp.clip(-rate[:, None] * g, -_LONGEST, _LONGEST)
         new = jnp.clip(x + step * unit, lower, upper)
-        after = gradient(new)
+        after = gradient(new) / size
         s, y = (new - x) / jnp.where(unit > 0, unit, jnp.ones_like(unit)), after - g
         curvature = jnp.abs(jnp.sum(s * y, 1))
         secant = jnp.sum(s * s, 1) / jnp.where(curvature > 0, curvature, jnp.ones_like(curvature))
         return (new, after, jnp.where(curvature > 0, secant, rate)), None
 
-    start = gradient(points)
-    largest = jnp.max(jnp.abs(start), 1)
-    rate = 1 / jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    start = first / size
+    rate = jnp.ones_like(size[:, 0])
     (x, g, rate), _ = jax.lax.scan(move, (points, start, rate), None, length=steps - 1)
     step = jnp.clip(-rate[:, None] * g, -_LONGEST, _LONGEST)
     return jnp.clip(x + step * unit, lower, upper)

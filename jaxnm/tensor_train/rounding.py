@@ -17,14 +17,20 @@ from jaxtyping import Array, Float, Key
 
 from jaxnm import arguments
 from jaxnm.linalg import eigh, einsum, matmul, qr, svd
+from jaxnm.linalg.scaling import rescaled
 from jaxnm.tensor_train.products import norm, right_factors
-from jaxnm.tensor_train.trains import TT, check_train, core_mask, mode_mask, rescaled, within
+from jaxnm.tensor_train.scaling import shifted_scale, unit_cores
+from jaxnm.tensor_train.trains import TT, check_train, core_mask, mode_mask, within
 
 Method = Literal["auto", "qr_svd", "gram", "randomized"]
 METHODS = ("auto", "qr_svd", "gram", "randomized")
 _OVERSAMPLING = 8
 # relative to the norm, a singular value of this many eps is nothing
 _NOTHING = 4
+# relative to the norm, inner products see a singular value to about this many roots of eps
+_GRAM = 8
+SECOND = "it has a first derivative only, as it is in the ranks that were chosen"
+"""What to say of a second derivative."""
 
 
 def round(
@@ -47,22 +53,23 @@ def round(
       method: static. "qr_svd": QR from right to left, SVD from left to right, to full accuracy. "gram": inner products
         and symmetric eigenvalue problems, products of matrices above all, to the root of the machine epsilon.
         "randomized": a random train finds the subspaces, then "qr_svd" on the small result; for trains of large ranks
-        that are a sum of many. "auto": "gram" where eps is a Python number of at least 1e-7 (1e-3 in float32), else
-        "qr_svd".
+        that are a sum of many. "auto": "gram" where it keeps the bound: eps / sqrt(d - 1), a Python number, is 16 roots
+        of the machine epsilon or more (2.4e-7, in float32 5.5e-3); else "qr_svd".
       key: of `jax.random.key`, for "randomized".
       return_error: whether the distance is returned too (static): the root of the summed squares of dropped singular
         values, for "randomized" that of the second step.
 
     Returns:
-      `TT` with cores [d, max_rank, n, max_rank], left-orthogonal but for the last; with return_error a pair of it and
-      a scalar.
+      `TT` with cores [d, max_rank, n, max_rank], left-orthogonal but for the last, whose largest entry is between one
+      and two, all else being in log_scale; with return_error a pair of it and a scalar.
 
     Raises:
       ValueError: max_rank < 1, eps < 0, an unknown method, no key for "randomized". TypeError: no train.
 
     Cost: d times a QR of [n R, R] and an SVD of [n R', R]; "gram" d eigenvalue problems of order n R'.
-    Differentiable but for "randomized", in the ranks that the rounding chose: padding and equal singular values do no
-    harm; where a kept singular value equals a dropped one, the rounding jumps and its derivative leaves that pair out.
+    Differentiable once, but for "randomized", in the ranks that the rounding chose: padding and equal singular values
+    do no harm; where a kept singular value equals a dropped one, the rounding jumps and its derivative leaves that pair
+    out. A second derivative raises.
     Source: I. V. Oseledets, SIAM J. Sci. Comput. 33 (2011), 2295-2317, algorithm 2; H. Al Daas, G. Ballard, P. Benner,
     SIAM J. Sci. Comput. 44 (2022) (Gram matrices); H. Al Daas et al., SIAM J. Sci. Comput. 45 (2023) (randomized).
 
@@ -81,8 +88,7 @@ def round(
         arguments.refuse(name, "method", repr(method), f"one of {METHODS}", "use 'auto'")
     dtype = jnp.finfo(tt.dtype).dtype
     if method == "auto":
-        safe = 1e-7 if dtype.itemsize == 8 else 1e-3
-        method = "gram" if arguments.is_number(eps) and eps >= safe else "qr_svd"
+        method = "gram" if gram_suffices(eps, tt.ndim, dtype) else "qr_svd"
     (threshold,) = arguments.to_arrays(name, eps=eps)
     arguments.check_shape(name, "eps", threshold, "a scalar", lambda shape: shape == (), "one for all bonds")
     if method == "randomized":
@@ -94,15 +100,46 @@ def round(
     return (rounded, error) if return_error else rounded
 
 
+def gram_suffices(eps: Any, d: int, dtype: Any) -> bool:
+    """Whether inner products see what a tolerance of eps, over all bonds, allows to drop at one of them."""
+    least = 2 * _GRAM * float(jnp.finfo(dtype).eps) ** 0.5
+    return arguments.is_number(eps) and bool(eps >= least * max(d - 1, 1) ** 0.5)
+
+
+def relative_limit(eps: Array, d: int, gram: bool) -> Array:
+    """What may be dropped at a bond, relative to the norm."""
+    machine = jnp.finfo(eps.dtype).eps
+    limit = eps / jnp.sqrt(jnp.asarray(max(d - 1, 1), eps.dtype))
+    if gram:
+        # the error of what is measured is not to be added to what is allowed
+        limit = jnp.sqrt(jnp.maximum(limit**2 - _GRAM**2 * machine, jnp.zeros_like(limit)))
+    return jnp.maximum(limit, _NOTHING * (machine**0.5 if gram else machine))
+
+
 @partial(jax.jit, static_argnums=(2, 3))
 def _round(tt: TT, eps: Array, size: int, gram: bool) -> tuple[TT, Array]:
+    return _round_once(size, gram, tt, eps)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _round_once(size: int, gram: bool, tt: TT, eps: Array) -> tuple[TT, Array]:
+    return _round_by_sweeps(size, gram, tt, eps)
+
+
+@_round_once.defjvp
+def _round_once_jvp(size: int, gram: bool, primals: Any, tangents: Any) -> Any:
+    # said here, as reverse mode drops rules that are inside of a scan
+    primals = arguments.without_derivative("round", "the gradient", primals, remedy=SECOND)
+    return jax.jvp(partial(_round_by_sweeps, size, gram), primals, tangents)
+
+
+def _round_by_sweeps(size: int, gram: bool, tt: TT, eps: Array) -> tuple[TT, Array]:
     large, n, d = tt.max_rank, max(tt.shape), tt.ndim
     dtype = eps.dtype
-    inner = _inner_products(tt.cores)
-    factors = _roots(inner) if gram else right_factors(jax.lax.stop_gradient(tt.cores))[0]
-    machine = jnp.finfo(dtype).eps
-    nothing = _NOTHING * (machine**0.5 if gram else machine)
-    relative = jnp.maximum(eps / jnp.sqrt(jnp.asarray(max(d - 1, 1), dtype)), nothing)
+    cores, exponents = unit_cores(tt.cores)
+    inner = _inner_products(cores)
+    factors = _roots(inner) if gram else right_factors(jax.lax.stop_gradient(cores))[0]
+    relative = relative_limit(eps, d, gram)
     modes = jnp.asarray(mode_mask(tt.shape))
 
     def step(carry: tuple[Array, Array, Array], site: Any) -> tuple[Any, Any]:
@@ -119,15 +156,16 @@ def _round(tt: TT, eps: Array, size: int, gram: bool) -> tuple[TT, Array]:
         return (left, count, exponent + more), (basis.reshape(size, n, size), count, share)
 
     start = jnp.zeros((size, large), tt.dtype).at[0, 0].set(1)
-    sites = (tt.cores[:-1], factors[1:], inner[1:], modes[:-1])
-    (left, _, exponent), (bases, counts, shares) = jax.lax.scan(step, (start, jnp.int32(1), jnp.int32(0)), sites)
-    last = jnp.zeros((size, n, size), tt.dtype).at[:, :, 0].set(einsum("ar,ri->ai", left, tt.cores[-1, :, :, 0]))
+    sites = (cores[:-1], factors[1:], inner[1:], modes[:-1])
+    total = jnp.sum(exponents, dtype=jnp.int32)
+    (left, _, total), (bases, counts, shares) = jax.lax.scan(step, (start, jnp.int32(1), total), sites)
+    last, more = rescaled(einsum("ar,ri->ai", left, cores[-1, :, :, 0]))
+    last = jnp.zeros((size, n, size), tt.dtype).at[:, :, 0].set(last)
     one = jnp.ones(1, jnp.int32)
     ranks = jnp.concatenate([one, counts, one])
     cores = jnp.concatenate([bases, last[None]])
     cores = jnp.where(core_mask(ranks, tt.shape, size), cores, jnp.zeros_like(cores))
-    log_scale = tt.log_scale + exponent.astype(dtype) * jnp.log(jnp.asarray(2, dtype))
-    rounded = TT(cores, ranks, log_scale, tt.shape)
+    rounded = TT(cores, ranks, shifted_scale(tt.log_scale, total + more), tt.shape)
     # of what is left at a bond a share is dropped; errors at different bonds are orthogonal
     remaining = jnp.concatenate([jnp.ones(1, dtype), jnp.cumprod(1 - shares)[:-1]]) if d > 1 else jnp.ones(0, dtype)
     error = norm(jax.lax.stop_gradient(tt)) * jnp.sqrt(jnp.sum(shares * remaining))
@@ -185,10 +223,9 @@ def kept_count(singular: Array, limit: Array, most: int) -> Array:
 
 @leading_subspace.defjvp
 def _leading_subspace_jvp(size: int, gram: bool, primals: Any, tangents: Any) -> Any:
-    matrix, factor, inner, relative = primals
+    matrix, factor, inner, relative = arguments.without_derivative("round", "the gradient", primals, remedy=SECOND)
     moved, _, inner_moved, _ = tangents
-    primal_out = leading_subspace(size, gram, matrix, factor, inner, relative)
-    basis, found, count = primal_out
+    basis, found, count = leading_subspace(size, gram, matrix, factor, inner, relative)
     whole = matmul(factor, factor.conj().T)
     # both are the same inner products, in different units
     unit = jnp.sum(jnp.abs(whole)) / jnp.maximum(jnp.sum(jnp.abs(inner)), jnp.finfo(relative.dtype).tiny)
@@ -197,12 +234,26 @@ def _leading_subspace_jvp(size: int, gram: bool, primals: Any, tangents: Any) ->
     turned = matmul(moved, matmul(whole, back)) + unit * matmul(matrix, matmul(inner_moved, back))
     turned += matmul(matrix, matmul(whole, matmul(moved.conj().T, basis)))
     left, singular, _ = svd(matmul(matrix, factor))
-    energies = singular**2
-    kept = jnp.diagonal(matmul(basis.conj().T, matmul(matrix, matmul(whole, back)))).real
+    energies = jnp.diagonal(matmul(basis.conj().T, matmul(matrix, matmul(whole, back)))).real
+    change = turned_basis(left, singular**2, energies, count, turned)
+    return (basis, found, count), (change, jnp.zeros_like(found), np.zeros((), jax.dtypes.float0))
+
+
+def turned_basis(left: Array, energies: Array, kept: Array, count: Array, turned: Array) -> Array:
+    """How leading eigenvectors of a Gram matrix move with it, but for turns among themselves.
+
+    Args:
+      left: [m, k], its eigenvectors.
+      energies: [k], its eigenvalues.
+      kept: [r], those of the leading ones, of which `count` are in use.
+      count: how many.
+      turned: [m, r], the derivative of the matrix times the leading eigenvectors.
+    """
+    size = kept.shape[0]
     parts = matmul(left.conj().T, turned)
     gaps = kept[None] - energies[:, None]
     dropped = ~within(count, energies.shape[0])[:, None] & within(count, size)[None]
-    small = 16 * jnp.finfo(relative.dtype).eps ** 2 * energies[0]
+    small = 16 * jnp.finfo(energies.dtype).eps ** 2 * energies[0]
     apart = dropped & (gaps > small)
     divisors = jnp.where(apart, gaps, jnp.ones_like(gaps)).astype(parts.dtype)
     towards = jnp.where(apart, parts / divisors, jnp.zeros_like(parts))
@@ -210,8 +261,7 @@ def _leading_subspace_jvp(size: int, gram: bool, primals: Any, tangents: Any) ->
     usable = within(count, size) & (kept > small)
     divisors = jnp.where(usable, kept, jnp.ones_like(kept)).astype(parts.dtype)
     outside = jnp.where(usable[None], outside / divisors[None], jnp.zeros_like(outside))
-    change = matmul(left, towards) + outside
-    return primal_out, (change, jnp.zeros_like(found), np.zeros((), jax.dtypes.float0))
+    return matmul(left, towards) + outside
 
 
 def _randomized(key: Array, tt: TT, size: int) -> TT:
@@ -221,8 +271,11 @@ def _randomized(key: Array, tt: TT, size: int) -> TT:
 @partial(jax.jit, static_argnums=(4, 5))
 def _randomized_of(cores: Array, key: Array, ranks: Array, log_scale: Array, shape: tuple[int, ...], size: int) -> TT:
     """Projected from the left onto what a random train of ranks `size` sees of it."""
-    cores = _without_derivative(cores)
+    cores = arguments.without_derivative(
+        "round", "method 'randomized'", cores, remedy="its subspaces are drawn; use 'qr_svd' or 'gram'"
+    )
     d, large, n, _ = cores.shape
+    cores, exponents = unit_cores(cores)
     modes = jnp.asarray(mode_mask(shape))
     random = jax.random.normal(key, (d, size, n, size), cores.dtype)
 
@@ -253,18 +306,5 @@ def _randomized_of(cores: Array, key: Array, ranks: Array, log_scale: Array, sha
     (left, _, exponent), (bases, counts) = jax.lax.scan(step, (start, jnp.int32(1), jnp.int32(0)), sites)
     end = jnp.zeros((size, n, size), cores.dtype).at[:, :, 0].set(einsum("ar,ri->ai", left, cores[-1, :, :, 0]))
     one = jnp.ones(1, jnp.int32)
-    log_scale = log_scale + exponent.astype(log_scale.dtype) * jnp.log(jnp.asarray(2, log_scale.dtype))
+    log_scale = shifted_scale(log_scale, exponent + jnp.sum(exponents, dtype=jnp.int32))
     return TT(jnp.concatenate([bases, end[None]]), jnp.concatenate([one, counts, one]), log_scale, shape)
-
-
-@jax.custom_jvp
-def _without_derivative(cores: Array) -> Array:
-    return cores
-
-
-@_without_derivative.defjvp
-def _no_derivative(primals: Any, tangents: Any) -> Any:
-    arguments.refuse(
-        "round", "method", "'randomized' under differentiation", "'qr_svd' or 'gram'", "its subspaces are drawn",
-        error=TypeError,
-    )  # fmt: skip

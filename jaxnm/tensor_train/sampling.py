@@ -10,13 +10,15 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Int32, Key
 
 from jaxnm import arguments
 from jaxnm.linalg import einsum
+from jaxnm.linalg.scaling import rescaled
 from jaxnm.status import Status, first_failing
 from jaxnm.tensor_train.products import entries_and_exponents, right_factors
-from jaxnm.tensor_train.trains import TT, check_train, mode_mask, rescaled
+from jaxnm.tensor_train.trains import TT, check_train, mode_mask
 
 Kind = Literal["nonnegative", "square"]
 KINDS = ("nonnegative", "square")
@@ -64,7 +66,8 @@ def sample(
       have, nothing has a positive probability, or more than the root of the machine epsilon of a conditional
       distribution was negative.
 
-    Cost: d n R^2 multiplications a sample, twice that for "square". Not differentiable; see `log_prob`.
+    Cost: d n R^2 multiplications a sample, twice that for "square". Not differentiable: it raises;
+    see `log_prob`.
     Source: S. Dolgov, K. Anaya-Izquierdo, C. Fox, R. Scheichl, Stat. Comput. 30 (2020), 603-625, algorithm 2; squares:
     T. Cui, S. Dolgov, Found. Comput. Math. 22 (2022), 1863-1922.
 
@@ -77,6 +80,8 @@ def sample(
     arguments.check_key("sample", key)
     arguments.check_count("sample", "num", num, minimum=1)
     _check("sample", tt, kind)
+    remedy = "what is drawn has no derivative; differentiate `log_prob` at the indices"
+    tt = arguments.without_derivative("sample", "tt", tt, remedy=remedy)
     return _sample(key, tt, _given("sample", tt, given), int(num), kind)
 
 
@@ -102,8 +107,8 @@ def log_prob(
     Raises:
       ValueError: an unknown kind, other shapes. TypeError: as `sample`.
 
-    Cost: m d R^2 multiplications, and d n R^2 (R^3 for "square") for the sum. Differentiable in the train, where the
-    entries are not zero.
+    Cost: m d R^2 multiplications, and d n R^2 (R^3 for "square") for the sum. Differentiable in the train; the
+    derivative of minus infinity is zero.
 
     Example:
       >>> from jaxnm.tensor_train import from_cores
@@ -241,13 +246,18 @@ def _integers(function: str, argument: str, values: Any) -> Array:
     if not jnp.issubdtype(array.dtype, jnp.integer):
         arguments.refuse(function, argument, f"of dtype {array.dtype}", "integers", "round it", error=TypeError)
     # wide integers keep their place outside of the modes
+    return _narrowed(array)
+
+
+@jax.jit
+def _narrowed(array: Array) -> Array:
     limits, places = jnp.iinfo(array.dtype), jnp.iinfo(jnp.int32)
     return jnp.clip(array, max(limits.min, places.min), min(limits.max, places.max)).astype(jnp.int32)
 
 
 def _given(function: str, tt: TT, given: Any) -> Array:
     if given is None:
-        return jnp.full(tt.ndim, -1, jnp.int32)
+        return arguments.constant(np.full(tt.ndim, -1), jnp.int32)
     given = _integers(function, "given", given)
     expected = f"[{tt.ndim}], -1 for free modes"
     arguments.check_shape(function, "given", given, expected, lambda shape: shape == (tt.ndim,))

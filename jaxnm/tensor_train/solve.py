@@ -21,6 +21,7 @@ from jaxnm.status import Status, first_failing
 from jaxnm.tensor_train.matrices import TTMatrix, matvec
 from jaxnm.tensor_train.products import norm
 from jaxnm.tensor_train.rounding import round
+from jaxnm.tensor_train.scaling import converted_scale, joined_scale, shifted_scale, summed_scales, unit_cores
 from jaxnm.tensor_train.solve_sites import half_sweep, interfaces_behind, reversed_cores, size_of
 from jaxnm.tensor_train.trains import TT, bounded_rank, check_train, mode_mask, rank_bounds, subtract
 
@@ -60,7 +61,8 @@ def solve(
       max_rank: R of the solution (static); clipped to what the shape can have.
       key: of `jax.random.key`, for the sketches of the residual.
       tol: of the residual, relative to b. May be traced. See below for what it cannot be.
-      initial: where to start, like x; a train of zeros by default.
+      initial: where to start, like x; a train of zeros by default, and where it is larger than x by the root of the
+        machine epsilon.
       max_sweeps: sweeps in both directions (static). The iteration ends before, when the residual is below tol, or when
         two sweeps have taken less than a tenth off it.
       enrichment: columns that are added to a basis in a sweep (static); ranks grow by as much in each.
@@ -100,7 +102,7 @@ def solve(
     trains = {"right": right} if initial is None else {"right": right, "initial": initial}
     if matrix.rows != matrix.columns:
         got = f"of rows {matrix.rows} and columns {matrix.columns}"
-        arguments.refuse(name, "matrix", got, "a square one", "solve the normal equations")
+        arguments.refuse(name, "matrix", got, "a square one", "give as many equations as unknowns")
     for argument, tt in trains.items():
         check_train(name, **{argument: tt})
         if tt.shape != matrix.columns:
@@ -115,7 +117,7 @@ def solve(
     (threshold,) = arguments.to_arrays(name, tol=tol)
     arguments.check_shape(name, "tol", threshold, "a scalar", lambda shape: shape == (), "use jax.vmap for several")
     dtype = jnp.finfo(arrays[0].dtype).dtype
-    log = lambda x: x.log_scale.astype(dtype)
+    log = lambda x: converted_scale(x.log_scale, dtype)
     matrix = replace(matrix, cores=arrays[0], log_scale=log(matrix))
     right, *start = (replace(tt, cores=x, log_scale=log(tt)) for tt, x in zip(trains.values(), arrays[1:], strict=True))
     limits = (bounded_rank(right.shape, int(max_rank)), int(enrichment), int(max_sweeps))
@@ -127,7 +129,9 @@ def _solve(
     matrix: TTMatrix, right: TT, initial: TT | None, tol: Array, key: Array, limits: tuple[int, int, int]
 ) -> SolveResult:
     size, enrichment, max_sweeps = limits
-    matrix, right, initial = _without_derivative((matrix, right, initial))
+    matrix, right, initial = arguments.without_derivative(
+        "solve", "an argument", (matrix, right, initial), remedy="solve the adjoint system, as its guide shows"
+    )
     d, dtype, shape = right.ndim, tol.dtype, right.shape
     bounds = np.array(rank_bounds(shape, size + enrichment), np.int32)
     room = int(bounds.max())
@@ -136,13 +140,17 @@ def _solve(
     safe = lambda x: jnp.where(finite, x, jnp.zeros_like(x))
     matrix = replace(matrix, cores=safe(matrix.cores), log_scale=safe(matrix.log_scale))
     right = replace(right, cores=safe(right.cores), log_scale=safe(right.log_scale))
+    # every core in units of its largest entry
+    cores, exponents = unit_cores(matrix.cores)
+    log_scale = shifted_scale(matrix.log_scale, jnp.sum(exponents, dtype=jnp.int32))
+    matrix = replace(matrix, cores=cores, log_scale=log_scale)
 
     # all but the last core orthonormal, and of norm one: so that no interface with it can be above one
     unit = round(right, method="qr_svd")
     length = size_of(unit.cores[-1])
     zero = ~(length > 0)
     divisor = jnp.where(zero, jnp.ones_like(length), length)
-    log_right = unit.log_scale + jnp.log(divisor)
+    log_right = unit.log_scale
     unit = replace(
         unit, cores=unit.cores.at[-1].divide(divisor.astype(unit.dtype)), log_scale=jnp.zeros_like(log_right)
     )
@@ -156,16 +164,19 @@ def _solve(
     cores = cores.at[0].divide(jnp.where(length > 0, length, jnp.ones_like(length)).astype(cores.dtype))
     (_, whole, _), behind = interfaces_behind(cores, cores, matrix.cores, unit.cores)
     # A is taken in units in which x^H A x of the start is about one
-    log_matrix = matrix.log_scale + whole.astype(dtype) * jnp.log(jnp.asarray(2, dtype))
-    log_solution = log_right - log_matrix
-    amount = jnp.zeros((), dtype) if initial is None else length * jnp.exp(start.log_scale - log_solution)
+    log_matrix = shifted_scale(matrix.log_scale, whole)
+    log_solution = summed_scales(log_right, -log_matrix)
+    ratio = jnp.exp(summed_scales(start.log_scale, -log_solution))
+    amount = jnp.zeros((), dtype) if initial is None else length * ratio / divisor
+    # a start in other units than the solution would only add its rounding errors
+    amount = jnp.where(amount < jnp.finfo(dtype).eps ** -0.5, amount, jnp.zeros_like(amount))
     cores = cores.at[0].multiply(amount.astype(cores.dtype))
 
     directions = [jnp.stack([x, reversed_cores(x)]) for x in (matrix.cores, unit.cores)]
     modes = jnp.asarray(np.stack([mode_mask(shape), mode_mask(shape)[::-1]]))
     bounds = jnp.asarray(np.stack([bounds[1:], bounds[::-1][1:]]))
     goal = tol / jnp.sqrt(jnp.asarray(4 * d, dtype))
-    operator = replace(matrix, log_scale=(-whole).astype(dtype) * jnp.log(jnp.asarray(2, dtype)))
+    operator = replace(matrix, log_scale=joined_scale(-whole, jnp.zeros((), dtype)))
 
     def solution(cores: Array, ranks: Array, log_scale: Array) -> TT:
         return TT(cores[:, :size, :, :size], ranks, log_scale, shape)
@@ -200,6 +211,8 @@ def _solve(
     nothing = zero | ~finite
     one = jnp.ones_like(ranks)
     ranks = jnp.where(nothing, one, ranks)
+    # back in the units of b, which are a power of two but for this factor
+    cores = cores.at[0].multiply(divisor.astype(cores.dtype))
     cores = jnp.where(nothing, jnp.zeros_like(cores), cores)
     cores = arguments.nan_unless(cores, finite, 4)
     residual = arguments.nan_unless(jnp.where(zero, jnp.zeros_like(residual), residual), finite)
@@ -209,16 +222,3 @@ def _solve(
     )
     tt = solution(cores, ranks, jnp.where(nothing, jnp.zeros_like(log_solution), log_solution))
     return SolveResult(tt, residual, ranks, count, saturated & ~nothing, status)
-
-
-@jax.custom_jvp
-def _without_derivative(operands: Any) -> Any:
-    return operands
-
-
-@_without_derivative.defjvp
-def _no_derivative(primals: Any, tangents: Any) -> Any:
-    arguments.refuse(
-        "solve", "an argument", "differentiated", "no derivative", "solve the adjoint system, as its guide shows",
-        error=TypeError,
-    )  # fmt: skip

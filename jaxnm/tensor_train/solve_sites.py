@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxnm.linalg import eigh, einsum, matmul, qr, svd
-from jaxnm.tensor_train.trains import rescaled, times_power_of_two, within
+from jaxnm.linalg.scaling import rescaled, times_power_of_two
+from jaxnm.tensor_train.trains import within
 
 _STEPS = 40
 """Of the iteration for the projected system of a site."""
@@ -175,7 +176,8 @@ class _Projected:
 
 def _eigenvectors(matrix: Array, valid: Array) -> Array:
     """Those of the Hermitian part, the ones of padding last."""
-    above = 1 + 2 * jnp.sum(jnp.abs(matrix))
+    whole = jnp.sum(jnp.abs(matrix))
+    above = jnp.where(whole > 0, 2 * whole, jnp.ones_like(whole))
     padding = jnp.where(valid, jnp.zeros_like(above), above).astype(matrix.dtype)
     return eigh(matrix + jnp.diag(padding)).vectors
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxnm import arguments
 from jaxnm.linalg import einsum, svd
 from jaxnm.tensor_train.products import right_factors
 from jaxnm.tensor_train.trains import TT, check_train, within
@@ -28,7 +29,7 @@ def singular_values(tt: TT) -> Float[Array, "d-1 R"]:
 
     Cost: two QR of [n R, R] a site and an SVD of [R, R] a bond.
     Values below a few machine epsilons are rounding.
-    Not differentiable, since QR of padded cores has no derivative.
+    Not differentiable: it raises, since a singular value that repeats, or is zero, has no derivative.
     Source: I. V. Oseledets, SIAM J. Sci. Comput. 33 (2011), 2295-2317, theorem 2.2 (the bound).
 
     Example:
@@ -38,7 +39,8 @@ def singular_values(tt: TT) -> Float[Array, "d-1 R"]:
       [[1.0, 0.0], [1.0, 0.0]]
     """
     check_train("singular_values", tt=tt)
-    return _singular_values(tt)
+    remedy = "a repeated one has no derivative; differentiate `round` or `norm`"
+    return _singular_values(arguments.without_derivative("singular_values", "tt", tt, remedy=remedy))
 
 
 @jax.jit

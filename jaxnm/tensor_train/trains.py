@@ -16,6 +16,18 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Inexact, Int32
 
 from jaxnm import arguments
+from jaxnm.linalg import einsum
+from jaxnm.linalg.scaling import rescaled, times_power_of_two
+from jaxnm.tensor_train.scaling import (
+    balanced_cores,
+    converted_scale,
+    joined_scale,
+    shifted_scale,
+    split_scale,
+    spread,
+    summed_scales,
+    unit_cores,
+)
 
 
 @flax.struct.dataclass
@@ -27,7 +39,10 @@ class TT:
     ranks: Int32[Array, "d+1"]
     """First and last are one."""
     log_scale: Float[Array, ""]
-    """The natural logarithm of a factor, so that products of hundreds of cores neither overflow nor vanish."""
+    """The natural logarithm of a factor, so that products of hundreds of cores neither overflow nor vanish.
+
+    What functions add to it are whole multiples of log 2, and such a multiple is read as exactly that power of two.
+    """
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
     @property
@@ -99,11 +114,21 @@ def from_cores(cores: Sequence[ArrayLike], *, max_rank: int | None = None) -> TT
     bound = largest if max_rank is None else max_rank
     arguments.check_count(name, "max_rank", bound, minimum=largest)
     shape = tuple(size[1] for size in sizes)
-    n = max(shape)
-    padded = [jnp.pad(core, [(0, most - size) for most, size in zip((bound, n, bound), core.shape, strict=True)])
-              for core in arrays]  # fmt: skip
+    return _of_cores(arrays, tuple(ranks), int(bound), shape)
+
+
+@jax.jit(static_argnums=1)
+def stacked(arrays: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """[d, *shape], zeros behind arrays that are smaller."""
+    room = lambda array: [(0, most - size) for most, size in zip(shape, array.shape, strict=True)]
+    return jnp.stack([jnp.pad(array, room(array)) for array in arrays])
+
+
+@jax.jit(static_argnums=(1, 2, 3))
+def _of_cores(arrays: list[Array], ranks: tuple[int, ...], bound: int, shape: tuple[int, ...]) -> TT:
     dtype = jnp.finfo(arrays[0].dtype).dtype
-    return TT(jnp.stack(padded), jnp.array(ranks, jnp.int32), jnp.zeros((), dtype), shape)
+    cores = stacked(arrays, (bound, max(shape), bound))
+    return TT(cores, jnp.array(ranks, jnp.int32), jnp.zeros((), dtype), shape)
 
 
 def to_cores(tt: TT) -> list[Inexact[Array, "r n r'"]]:
@@ -113,12 +138,14 @@ def to_cores(tt: TT) -> list[Inexact[Array, "r n r'"]]:
       tt: not traced, since its ranks become shapes.
 
     Returns:
-      d arrays [r, n, r']; the first one is multiplied by exp(log_scale).
+      d arrays [r, n, r'], over which the power of two in exp(log_scale) is spread evenly; what is left of that factor,
+      nothing for a log_scale of this package's own making, is in the first. `from_cores` makes the same entries of
+      them, to the last bit.
 
     Raises:
       ValueError: under `jit`, or with numbers beyond the ranks or the modes. TypeError: no train.
 
-    Cost: a copy. Differentiable in nothing that is traced.
+    Cost: a copy. Differentiable.
 
     Example:
       >>> cores = to_cores(from_cores([jnp.ones((1, 3, 2)), jnp.ones((2, 4, 1))], max_rank=5))
@@ -129,12 +156,13 @@ def to_cores(tt: TT) -> list[Inexact[Array, "r n r'"]]:
     if isinstance(tt.ranks, jax.core.Tracer):
         arguments.refuse("to_cores", "tt", "traced", "a train with known ranks", "call it outside of jit")
     inside = core_mask(tt.ranks, tt.shape, tt.max_rank)
-    if not isinstance(tt.cores, jax.core.Tracer) and bool(jnp.any(~inside & (tt.cores != 0))):
+    wrong = ~inside & (tt.cores != 0) & ~jnp.isnan(tt.cores)
+    if not isinstance(tt.cores, jax.core.Tracer) and bool(jnp.any(wrong)):
         got = "with numbers beyond its ranks or modes"
         arguments.refuse("to_cores", "tt", got, "zeros there", "build trains by from_cores")
     ranks = np.asarray(tt.ranks).tolist()
     cores = [tt.cores[k, : ranks[k], :n, : ranks[k + 1]] for k, n in enumerate(tt.shape)]
-    return [cores[0] * jnp.exp(tt.log_scale).astype(tt.dtype), *cores[1:]]
+    return with_scale(cores, tt.log_scale)
 
 
 # ------------------------------------------------------------------------------------------------ checks and masks
@@ -163,8 +191,22 @@ def bounded_rank(shape: tuple[int, ...], rank: int) -> int:
     return max(rank_bounds(shape, rank))
 
 
+def with_scale(cores: list[Array], log_scale: Array) -> list[Array]:
+    """Cores [r, ..., r'] times the factor, as evenly as powers of two allow."""
+    if not isinstance(log_scale, jax.core.Tracer) and float(log_scale) == 0:
+        return cores
+    return _with_scale(cores, log_scale)
+
+
+@jax.jit
+def _with_scale(cores: list[Array], log_scale: Array) -> list[Array]:
+    exponent, rest = split_scale(log_scale)
+    first, *others = map(times_power_of_two, cores, spread(exponent, len(cores)))
+    return [first * jnp.exp(rest).astype(first.dtype), *others]
+
+
 def check_train(function: str, **trains: Any) -> None:
-    """Refuse what is no train, and a batch of them."""
+    """Refuse what is no train, a batch of them, and half precision."""
     for name, tt in trains.items():
         if not isinstance(tt, TT):
             arguments.refuse(function, name, f"of type {type(tt).__name__}", "a TT", "see from_cores", error=TypeError)
@@ -174,6 +216,7 @@ def check_train(function: str, **trains: Any) -> None:
             got = f"with cores of shape {shape} and ranks of shape {jnp.shape(tt.ranks)}"
             expected = f"[{d}, R, {n}, R] and [{d + 1}] for modes {tt.shape}"
             arguments.refuse(function, name, got, expected, "use jax.vmap for a batch of trains")
+        arguments.check_dtype(function, f"{name}.cores", jnp.result_type(tt.cores))
 
 
 def check_same_shape(function: str, a: TT, b: TT) -> None:
@@ -199,34 +242,13 @@ def core_mask(ranks: Int32[Array, "d+1"], shape: tuple[int, ...], max_rank: int)
     return rows[:, :, None, None] & jnp.asarray(mode_mask(shape))[:, None, :, None] & columns[:, None, None, :]
 
 
-def rescaled(x: Array) -> tuple[Array, Array]:
-    """(x over a power of two, that power's exponent), the largest entry between one and two; zero stays as it is."""
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
-    usable = jnp.isfinite(largest) & (largest > 0)
-    _, exponent = jnp.frexp(jnp.where(usable, largest, jnp.ones_like(largest)))
-    exponent = exponent.astype(jnp.int32) - 1
-    return times_power_of_two(x, -exponent), exponent
-
-
-def times_power_of_two(x: Array, exponent: Array) -> Array:
-    """The array x 2^exponent, exactly; in two factors, either of which is a normal number wherever the result is."""
-    dtype = jnp.finfo(x.dtype).dtype
-    half = exponent // 2
-    first, second = (_power_of_two(part, dtype) for part in (half, exponent - half))
-    return x * first.astype(x.dtype) * second.astype(x.dtype)
-
-
-def _power_of_two(exponent: Array, dtype: Any) -> Array:
-    info = jnp.finfo(dtype)
-    limited = jnp.clip(exponent, info.minexp, info.maxexp - 1)
-    return jax.lax.stop_gradient(jnp.ldexp(jnp.ones(jnp.shape(exponent), dtype), limited))
-
-
 # ------------------------------------------------------------------------------------------------ arithmetic
 
 
 def add(a: TT, b: TT) -> TT:
     """The sum of two trains; its ranks are the sums of theirs, and `round` brings them down.
+
+    Their factors may be as far apart as they like: cores are brought to one size by powers of two, site by site.
 
     Args:
       a: of any ranks.
@@ -290,14 +312,13 @@ def scale(tt: TT, factor: Inexact[ArrayLike, ""]) -> TT:
     Cost: a copy. Differentiable, at a factor of zero too.
 
     Example:
-      >>> scale(from_cores([jnp.ones((1, 3, 1))]), 2.0).cores[0, 0, :, 0].tolist()
-      [2.0, 2.0, 2.0]
+      >>> to_cores(scale(from_cores([jnp.ones((1, 3, 1))]), 2.5))[0].ravel().tolist()
+      [2.5, 2.5, 2.5]
     """
     check_train("scale", tt=tt)
     cores, factor = arguments.to_arrays("scale", cores=tt.cores, factor=factor)
     arguments.check_shape("scale", "factor", factor, "a scalar", lambda shape: shape == (), "use hadamard for trains")
-    log_scale = tt.log_scale.astype(jnp.finfo(cores.dtype).dtype)
-    return TT(cores.at[0].multiply(factor), tt.ranks, log_scale, tt.shape)
+    return _scale(TT(cores, tt.ranks, converted_scale(tt.log_scale, cores.dtype), tt.shape), factor)
 
 
 def hadamard(a: TT, b: TT) -> TT:
@@ -317,8 +338,8 @@ def hadamard(a: TT, b: TT) -> TT:
 
     Example:
       >>> two = from_cores([2 * jnp.ones((1, 3, 1)), jnp.ones((1, 4, 1))])
-      >>> (two * two).cores[:, 0, 0, 0].tolist()
-      [4.0, 1.0]
+      >>> [core[0, 0, 0].item() for core in to_cores(two * two)]
+      [2.0, 2.0]
     """
     check_same_shape("hadamard", a, b)
     return _hadamard(*_of_one_dtype("hadamard", a, b))
@@ -326,43 +347,85 @@ def hadamard(a: TT, b: TT) -> TT:
 
 def _of_one_dtype(function: str, a: TT, b: TT) -> tuple[TT, TT]:
     first, second = arguments.to_arrays(function, a=a.cores, b=b.cores)
-    real = jnp.finfo(first.dtype).dtype
-    convert = lambda tt, cores: TT(cores, tt.ranks, tt.log_scale.astype(real), tt.shape)
+    convert = lambda tt, cores: TT(cores, tt.ranks, converted_scale(tt.log_scale, cores.dtype), tt.shape)
     return convert(a, first), convert(b, second)
+
+
+@jax.jit
+def _scale(tt: TT, factor: Array) -> TT:
+    # neither the core nor the product need have room for the other
+    (first, exponent), (factor, more) = (rescaled(x) for x in (tt.cores[0], factor))
+    log_scale = shifted_scale(tt.log_scale, exponent + more)
+    return TT(tt.cores.at[0].set(first * factor), tt.ranks, log_scale, tt.shape)
 
 
 @jax.jit
 def _add(a: TT, b: TT) -> TT:
     first, second = a.max_rank, b.max_rank
     size, n, d = first + second, max(a.shape), len(a.shape)
-    log_scale = jnp.maximum(a.log_scale, b.log_scale)
-    scaled = lambda tt: tt.cores.at[0].multiply(jnp.exp(tt.log_scale - log_scale).astype(tt.dtype))
+    (cores_a, sum_a, zero_a), (cores_b, sum_b, zero_b) = balanced_cores(a.cores), balanced_cores(b.cores)
+    (binary_a, rest_a), (binary_b, rest_b) = split_scale(a.log_scale), split_scale(b.log_scale)
+    total_a, total_b = binary_a + sum_a, binary_b + sum_b
+    # the unit is the larger one's, but a train of zeros has no size
+    unit = jnp.where(zero_a, total_b, jnp.where(zero_b, total_a, jnp.maximum(total_a, total_b)))
+
+    def in_unit(cores: Array, total: Array, rest: Array) -> Array:
+        cores = jax.vmap(times_power_of_two)(cores, spread(total - unit, d))
+        return cores.at[0].multiply(jnp.exp(rest).astype(cores.dtype))
+
+    cores_a, cores_b = in_unit(cores_a, total_a, rest_a), in_unit(cores_b, total_b, rest_b)
+    log_scale = joined_scale(unit, jnp.zeros_like(rest_a))
+    ranks = (a.ranks + b.ranks).at[0].set(1).at[d].set(1)
+    pad = lambda cores, more: jnp.pad(cores, [(0, 0), (0, more), (0, 0), (0, more)])
+    if d == 1:
+        return TT(pad(cores_a, second) + pad(cores_b, first), ranks, log_scale, a.shape)
     # b stands behind a, but in the first row of the first core and the first column of the last
     behind = a.ranks.at[0].set(0).at[d].set(0)
 
-    def place(core_a: Array, core_b: Array, row: Array, column: Array) -> Array:
-        empty = jnp.zeros((size, n, size), core_a.dtype)
-        moved = jax.lax.dynamic_update_slice(empty, core_b, (row, jnp.int32(0), column))
-        return empty.at[:first, :, :first].set(core_a) + moved
+    def place(_: None, site: Any) -> tuple[None, Array]:
+        core_a, core_b, row, column = site
+        core = jnp.zeros((size, n, size), core_a.dtype).at[:first, :, :first].set(core_a)
+        return None, jax.lax.dynamic_update_slice(core, core_b, (row, jnp.int32(0), column))
 
-    cores = jax.vmap(place)(scaled(a), scaled(b), behind[:-1], behind[1:])
-    ranks = (a.ranks + b.ranks).at[0].set(1).at[d].set(1)
+    _, cores = jax.lax.scan(place, None, (cores_a, cores_b, behind[:-1], behind[1:]))
     return TT(cores, ranks, log_scale, a.shape)
 
 
 @jax.jit
 def _hadamard(a: TT, b: TT) -> TT:
-    size = a.max_rank * b.max_rank
-    index = jnp.arange(size, dtype=jnp.int32)[None]
-    ranks = a.ranks * b.ranks
-    of_a = jnp.minimum(index // b.ranks[:, None], a.max_rank - 1)
-    of_b = index % b.ranks[:, None]
+    outer, inner = (a, b) if a.max_rank <= b.max_rank else (b, a)
+    cores, exponent = product_cores(outer.cores, inner.cores, inner.ranks, "i,rik->rik")
+    log_scale = shifted_scale(summed_scales(a.log_scale, b.log_scale), exponent)
+    return TT(cores, a.ranks * b.ranks, log_scale, a.shape)
 
-    def pick(core: Array, rows: Array, columns: Array) -> Array:
-        return core[rows][:, :, columns]
 
-    factors = (jax.vmap(pick)(tt.cores, which[:-1], which[1:]) for tt, which in ((a, of_a), (b, of_b)))
-    first, second = factors
-    product = first * second
-    cores = jnp.where(core_mask(ranks, a.shape, size), product, jnp.zeros_like(product))
-    return TT(cores, ranks, a.log_scale + b.log_scale, a.shape)
+def product_cores(
+    outer: Inexact[Array, "d P *modes P"],
+    inner: Inexact[Array, "d R *others R"],
+    inner_ranks: Int32[Array, "d+1"],
+    subscripts: str,
+) -> tuple[Array, Array]:
+    """Cores [d, P R, ..., P R] of a product, and the sum of the exponents of powers of two that they lack.
+
+    Block (p, q) is what `subscripts` says of outer[p, ..., q] and the whole inner core. Blocks stand as close as the
+    inner ranks allow: each is written over the padding of those before it. The outer ranks should be the smaller ones.
+    """
+    (outer, exponents), (inner, others) = unit_cores(outer), unit_cores(inner)
+    count, size = outer.shape[-1], inner.shape[-1]
+    blocks = jnp.moveaxis(outer, -1, 2).reshape(outer.shape[0], count**2, *outer.shape[2:-1])
+    places = jnp.arange(count**2, dtype=jnp.int32)
+    shape = jax.eval_shape(lambda x, y: einsum(subscripts, x, y), blocks[0, 0], inner[0]).shape
+    whole = (count * size, *shape[1:-1], count * size)
+
+    def site(_: None, xs: Any) -> tuple[None, Array]:
+        blocks, core, before, behind = xs
+
+        def place(cores: Array, x: tuple[Array, Array]) -> tuple[Array, None]:
+            block, number = x
+            start = (number // count * before, *[jnp.int32(0)] * (len(whole) - 2), number % count * behind)
+            return jax.lax.dynamic_update_slice(cores, einsum(subscripts, block, core), start), None
+
+        return None, jax.lax.scan(place, jnp.zeros(whole, core.dtype), (blocks, places))[0]
+
+    _, cores = jax.lax.scan(site, None, (blocks, inner, inner_ranks[:-1], inner_ranks[1:]))
+    return cores, jnp.sum(exponents + others, dtype=jnp.int32)

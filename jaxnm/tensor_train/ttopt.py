@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Int32, Key
 
 from jaxnm import arguments
-from jaxnm.status import Status, first_failing
+from jaxnm.status import Status
 from jaxnm.tensor_train.optimize import (
+    REMEDY,
     AskTell,
     Objective,
     OptimizeResult,
@@ -22,7 +23,9 @@ from jaxnm.tensor_train.optimize import (
     empty_record,
     evaluated,
     result_of,
+    told_dtype,
     updated,
+    usable,
     value_dtype,
 )
 from jaxnm.tensor_train.trains import bounded_rank, checked_shape
@@ -79,8 +82,8 @@ def ttopt(
       rank: R (static), at least 2; clipped to what the shape can need.
       sites: 1 or 2 (static). Blocks of one take R n R calls, those of two (R n)^2; those choose beginnings and
         ends together, and pay off where n is 2. "auto": 2 where the largest n is 2, else 1.
-      scale: differences of f above it count alike; where an eighth of a block is closer to the best than this, the
-        distance of that eighth stands for it. May be traced.
+      scale: in the unit of f: differences above it count alike; where an eighth of a block is closer to the best than
+        this, the distance of that eighth stands for it. May be traced.
       initial: [m, d], known good indices, of which the first R are used; the others are drawn.
 
     Returns:
@@ -91,8 +94,11 @@ def ttopt(
       TypeError: complex values, a raw key.
 
     Status:
-      NONFINITE_RESULT: f was NaN or infinite somewhere; the best is that of its finite values.
-      OUT_OF_RANGE: `initial` has an index that its mode does not have; it was moved to the nearest one.
+      UNEXPLORED: f was infinite wherever it was seen: no index is feasible as far as is known.
+      NONFINITE_RESULT: f was NaN somewhere; the best is that of its other values. Infinity is no failure: it says that
+        an index is infeasible, and minus infinity is the best value there is.
+      OUT_OF_RANGE: `initial` has an index that its mode does not have; it was moved to the nearest one. Or scale is not
+        positive.
 
     Cost: a sweep is d - 1 blocks; compile time does not grow with d; (d + 1) R d integers are kept.
     Not differentiable. vmap over keys or args runs searches side by side.
@@ -114,6 +120,7 @@ def ttopt(
     layout, start = _start(name, shape, rank, sites, scale, initial, dtype)
     num, sweep = layout.block, layout.steps * layout.block
     check_budget(name, budget, sweep, f"one sweep of {layout.steps} blocks of {num}")
+    start, args = arguments.without_derivative(name, "an argument", (start, args), remedy=REMEDY)
     return _ttopt(f, layout, int(budget // num), key, start, args)
 
 
@@ -144,7 +151,8 @@ def ttopt_ask_tell(
       ValueError, TypeError: as `ttopt`; tell refuses anything but a whole block and its values.
 
     Status:
-      as `ttopt`, in state.record.
+      as `ttopt`, in state.record, and OUT_OF_RANGE: tell was given an index that the shape does not have; its value
+      is ignored.
 
     Cost: as `ttopt`, one dispatch a call, and a copy of the (d + 1) R d integers of the state.
     Not differentiable.
@@ -161,7 +169,7 @@ def ttopt_ask_tell(
     """
     name = "ttopt_ask_tell"
     shape = checked_shape(name, shape)
-    dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+    dtype = told_dtype(name, dtype)
     layout, start = _start(name, shape, rank, sites, scale, initial, dtype)
 
     def init(key: Array) -> TTOptState:
@@ -218,7 +226,7 @@ def _start(
     arguments.check_count(name, "rank", rank, minimum=1)
     if rank < 2:
         arguments.refuse(name, "rank", repr(rank), "at least 2", "one beginning and one end see one mode at a time")
-    if sites not in ("auto", 1, 2):
+    if not isinstance(sites, int | str) or sites not in ("auto", 1, 2):
         arguments.refuse(name, "sites", repr(sites), "1, 2 or 'auto'", "1 is for large modes, 2 for bits")
     if sites == "auto":
         sites = 2 if max(shape) == 2 else 1
@@ -270,7 +278,10 @@ def _pivots(
     """
     rows, columns = values.shape
     lowest = jnp.where(jnp.isfinite(best), best, jnp.zeros_like(best))
-    above = jnp.where(jnp.isfinite(values), values, jnp.full_like(values, jnp.inf)) - lowest
+    compared = usable(values)
+    # minus infinity is at the bottom, whatever the best is
+    above = jnp.where(compared == -jnp.inf, jnp.zeros_like(compared), compared - lowest)
+    above = jnp.where((best == -jnp.inf) & (compared > best), jnp.full_like(above, jnp.inf), above)
     near = _in_order(above.reshape(-1), above.size // 8)
     scale = jnp.where((near > 0) & (near < scale), near, scale)
     heights = jnp.arctan2(scale, above)
@@ -315,7 +326,9 @@ def _choose(
     """(multi-indices of the pivots, progress) from the values of a block."""
     record, key, stale = progress
     before = record.best_value
-    record = updated(record, indices, values)
+    inside = jnp.all((indices >= 0) & (indices < jnp.array(layout.shape, jnp.int32)[None]), 1)
+    record = updated(record, indices, values, layout.shape)
+    values = jnp.where(inside, values, jnp.full_like(values, jnp.inf))
     stale = jnp.where(record.best_value < before, jnp.int32(0), (stale + 1) % (3 * layout.steps))
     drawn = stale >= 2 * layout.steps
     key, draw = jax.random.split(key)
@@ -334,10 +347,12 @@ def _init(key: Array, layout: _Layout, start: tuple[Any, Array]) -> TTOptState:
     key, draw = jax.random.split(key)
     points = jax.random.randint(draw, (layout.rank, d), 0, sizes[None], jnp.int32)
     record = empty_record(d, scale.dtype)
+    bad = ~(scale > 0)
     if initial is not None:
         inside = jnp.clip(initial, 0, sizes[None] - 1)
         points = points.at[: len(initial)].set(inside)
-        record = replace(record, status=first_failing((jnp.any(inside != initial), Status.OUT_OF_RANGE)))
+        bad |= jnp.any(inside != initial)
+    record = replace(record, status=jnp.where(bad, jnp.int32(Status.OUT_OF_RANGE), record.status))
     indices = jnp.broadcast_to(points[None], (d + 1, layout.rank, d))
     return TTOptState(indices, jnp.int32(0), jnp.zeros((), bool), scale, key, jnp.int32(0), record)
 

@@ -103,14 +103,24 @@ def test_full_rank_fits_and_one_less_is_reported_as_saturated(results):
 def test_entries_that_are_not_finite_are_flagged_and_interpolated(results):
     result = results["holes"]
     with np.errstate(invalid="ignore"):
-        missing = np.isnan(FUNCTIONS["holes"][0](GRID, np))
-    assert missing.any()
+        assert np.isnan(FUNCTIONS["holes"][0](GRID, np)).any()
     assert int(result.status) == Status.NONFINITE_INPUT
-    # the completion that has rank one
+    # from the whole table, or by sweeps alone: the completion that has rank one
     assert np.abs(np.asarray(to_dense(result.tt)) - np.exp(-GRID.sum(0) / 9)).max() <= 1e-10
+    assert int(result.num_evaluations) == GRID[0].size
     nothing = results["nothing finite"]
     assert int(nothing.status) == Status.NONFINITE_INPUT
     assert np.isnan(nothing.check_error)
+    larger = from_function(_with_holes, (11,) * 7, max_rank=4, tol=1e-11, key=KEY)
+    assert int(larger.status) == Status.NONFINITE_INPUT
+    index = np.random.default_rng(0).integers(0, 11, (2000, 7))
+    assert np.any(index @ [2, 3, 5, 7, 11, 13, 17] % 97 == 5)
+    assert np.abs(gather(larger.tt, jnp.asarray(index)) - np.exp(-index.sum(1) / 9)).max() <= 1e-10
+
+
+def _with_holes(index):
+    x = index.astype(float)
+    return jnp.where(jnp.dot(jnp.array([2.0, 3, 5, 7, 11, 13, 17]), x) % 97 == 5, jnp.nan, jnp.exp(-jnp.sum(x) / 9))
 
 
 def test_another_key_gives_the_same_tensors(results):
@@ -212,6 +222,17 @@ def test_genz_integrals_and_their_derivatives_in_one_batch():
     assert np.asarray(results.status).tolist() == [0] * 8 + [Status.NONFINITE_INPUT]
     assert np.asarray(results.ranks[:2, 1:-1] == 2).all()
     assert np.asarray(results.ranks[4:8] == 1).all()
+    # what is said of the mean of all entries: it is in closed form where it is that of a product
+    means = np.asarray(jax.vmap(lambda tt: integrate(tt, [np.full(8, 1 / 8)] * 10))(results.tt))
+    largest = np.abs(np.asarray(results.best_value))
+    assert np.allclose(results.mean_error[:8], (results.check_error * largest / np.abs(means))[:8], rtol=1e-6)
+    for k in (0, 1, 4, 5, 6, 7):
+        squares = (NODES - 0.5) ** 2
+        one = [np.exp(1j * a[k] * NODES + 0.06j), None, np.exp(-(a[k] ** 2) * squares), 1 / (a[k] ** -2 + squares)]
+        mean = np.real(np.mean(one[family[k]]) ** 10)
+        # a few roundings a mode, of the largest value
+        rounding = 100 * np.finfo(float).eps * largest[k]
+        assert abs(means[k] - mean) <= float(results.mean_error[k]) * abs(mean) + rounding
 
 
 def test_genz_integrals_in_a_hundred_dimensions():
@@ -226,7 +247,8 @@ def test_programs_do_not_grow_with_the_number_of_sites():
         run = lambda key: from_function(_hilbert, (2,) * d, max_rank=2, tol=1e-9, key=key)
         return len(jax.jit(run).lower(KEY).as_text().splitlines())
 
-    assert instructions(10) == instructions(300)
+    # with ten modes of two there is a table
+    assert instructions(20) == instructions(300)
 
 
 # ------------------------------------------------------------------------------------------------ peaks
@@ -328,12 +350,153 @@ def test_black_box_ranks_holes_zero_and_one_mode():
     result = from_black_box(_Once(lambda i: i.sum(1) ** 2.0), shape, max_rank=9, tol=1e-12, key=KEY)
     assert np.abs(np.asarray(to_dense(result.tt)) - grid.sum(0) ** 2).max() <= 1e-10
     assert int(result.ranks.max()) == 3
-    holes = lambda i: np.where(i @ [1, 5, 5, 30] == 74, np.inf, np.exp(-i.sum(1) / 5))
-    result = from_black_box(_Once(holes), shape, max_rank=9, tol=1e-12, key=KEY)
-    assert int(result.status) == Status.NONFINITE_INPUT
-    assert np.abs(np.asarray(to_dense(result.tt)) - np.exp(-grid.sum(0) / 5)).max() <= 1e-10
+    holes = lambda i: np.where(i @ [1, 5, 5, 30, 9, 2] == 74, np.inf, np.exp(-i.sum(1) / 5))
+    few = lambda i: np.where(i @ [1, 5, 5, 30] == 74, np.inf, np.exp(-i.sum(1) / 5))
+    # of the second one all entries are asked for
+    for f, sizes in ((holes, (6,) * 6), (few, shape)):
+        result = from_black_box(_Once(f), sizes, max_rank=9, tol=1e-12, key=KEY)
+        assert int(result.status) == Status.NONFINITE_INPUT
+        truth = np.exp(-np.indices(sizes).sum(0) / 5)
+        assert np.abs(np.asarray(to_dense(result.tt)) - truth).max() <= 1e-10
     result = from_black_box(lambda i: 0.0 * i[:, 0], shape, max_rank=9, tol=0.0, key=KEY)
     assert result.ranks.tolist() == [1] * 5
     assert float(result.check_error) == 0
+    assert int(result.status) == Status.OK
     result = from_black_box(lambda i: 1j * i[:, 0], (4,), max_rank=9, tol=0.0, key=KEY)
     assert to_dense(result.tt).tolist() == [0, 1j, 2j, 3j]
+
+
+def test_black_box_that_is_complex_in_later_batches_only():
+    f = lambda i: i.sum(1) + (1j * i[:, 0] if len(i) < 64 else 0.0)
+    result = from_black_box(f, (4,) * 8, max_rank=3, tol=1e-8, key=KEY, max_sweeps=1)
+    assert result.tt.dtype == jnp.complex128
+    assert np.asarray(to_dense(result.tt)).imag.any()
+
+
+# ------------------------------------------------------------------------------------------------ trust
+
+WEIGHTS_OF_ITEMS = np.random.default_rng(7).integers(1, 20, 16)
+CAPACITY = float(WEIGHTS_OF_ITEMS.sum() // 3)
+
+
+@pytest.mark.exhaustive
+def test_a_cross_never_asks_for_more_entries_than_there_are():
+    fits = lambda i: (jnp.dot(i.astype(float), jnp.asarray(WEIGHTS_OF_ITEMS, float)) <= CAPACITY).astype(float)
+    result = from_function(fits, (2,) * 16, max_rank=64, tol=1e-8, key=KEY)
+    total = integrate(result.tt, [jnp.ones(2)] * 16)
+    assert int(result.num_evaluations) == 2**16
+    assert int(result.status) == Status.OK
+    # counted over all 2^16 selections; their moduli add up to 7864, each to rounding
+    assert abs(float(total) - 7864) <= 7864 * 2**8 * np.finfo(float).eps
+    assert float(result.mean_error) <= 2**8 * np.finfo(float).eps
+
+
+def _thin(index, which, unit):
+    """A single entry, nothing, a narrow Gaussian, and something everywhere."""
+    x = index.astype(unit.dtype)
+    needle = jnp.all(index == jnp.arange(10, dtype=jnp.int32)).astype(unit.dtype)
+    values = [needle, 0 * needle, jnp.exp(-50 * jnp.sum((x - 7.3) ** 2)), 1 / (1 + jnp.sum(x))]
+    return unit * jnp.stack(values)[which]
+
+
+@pytest.fixture(scope="module")
+def thin():
+    run = lambda which, unit: from_function(_thin, (16,) * 10, max_rank=6, tol=1e-4, key=KEY, args=(which, unit))
+    which, units = [0, 1, 2, 3, 3, 3, 3], [1, 1, 1, 1, 1e200, 1e-200, 3.0]
+    return jax.jit(jax.vmap(run))(jnp.array(which, jnp.int32), jnp.array(units)), jax.jit(run)
+
+
+def test_unseen_is_not_zero(thin):
+    assert thin[0].status.tolist() == [Status.UNEXPLORED] * 3 + [Status.OK] * 4
+    rows = np.random.default_rng(1).integers(0, 2, (30, 20))
+    single = lambda i: (i[:, None] == rows[None]).all(2).any(1).astype(float)
+    assert int(from_black_box(single, (2,) * 20, max_rank=8, tol=1e-8, key=KEY).status) == Status.UNEXPLORED
+    assert int(from_black_box(lambda i: 0.0 * i[:, 0], (2,) * 30, max_rank=8, tol=0.0, key=KEY).status) == (
+        Status.UNEXPLORED
+    )
+
+
+def _sparse(bits):
+    """Functions of [..., bits] that are zero nearly everywhere: narrow peaks, clauses, an equality, entries."""
+    rng = np.random.default_rng(7)
+    variables = np.stack([rng.choice(bits, 3, replace=False) for _ in range(84)])
+    signs, weights, entries = rng.integers(0, 2, (84, 3)), rng.integers(1, 1000, bits), rng.integers(0, 2, (30, bits))
+    places, target = 2.0 ** -np.arange(1, bits + 1), weights[::2].sum()
+
+    def two_peaks(i, xp):
+        x = (i * places).sum(-1)
+        return xp.exp(-(((x - 0.3) / 1e-5) ** 2)) + xp.exp(-(((x - 0.7) / 1e-5) ** 2))
+
+    return [
+        two_peaks,
+        lambda i, xp: 1.0 * (i[..., variables] == signs).any(-1).all(-1),
+        lambda i, xp: 1.0 * ((i * weights).sum(-1) == target),
+        lambda i, xp: 1.0 * (i[..., None, :] == entries).all(-1).any(-1),
+    ]
+
+
+@pytest.mark.exhaustive
+def test_sparse_functions_have_all_of_their_sum_or_are_not_ok():
+    bits = 20
+    functions, options = _sparse(bits), {"max_rank": 16, "tol": 1e-8, "max_sweeps": 6}
+    every = (np.arange(2**bits)[:, None] >> np.arange(bits)[::-1]) & 1
+    total = lambda tt: float(integrate(tt, [jnp.ones(2)] * bits))
+
+    @jax.jit
+    def run(which, key):
+        f = lambda index, which: jnp.stack([f(index.astype(float), jnp) for f in functions])[which]
+        return from_function(f, (2,) * bits, key=key, args=(which,), **options)
+
+    for which, f in enumerate(functions):
+        truth = sum(f(part, np).sum() for part in np.split(every, 64))
+        assert truth > 0
+        for seed in range(3):
+            key = jax.random.key(seed)
+            for result in (run(which, key), from_black_box(partial(f, xp=np), (2,) * bits, key=key, **options)):
+                assert int(result.status) in (Status.UNEXPLORED, Status.NOT_CONVERGED) or (
+                    abs(total(result.tt) / truth - 1) <= 1e-6
+                )
+
+
+def test_units_change_neither_ranks_nor_pivots_and_members_are_alone(thin):
+    results, run = thin
+    for k in (4, 5, 6):
+        assert results.ranks[k].tolist() == results.ranks[3].tolist()
+        assert results.best_index[k].tolist() == results.best_index[3].tolist()
+        assert results.num_evaluations[k] == results.num_evaluations[3]
+    indices = jnp.asarray(np.random.default_rng(3).integers(0, 16, (500, 10)))
+    for k, unit in ((3, 1.0), (4, 1e200), (5, 1e-200)):
+        tt = jax.tree.map(lambda x, k=k: x[k], results.tt)
+        # at most 10 tol, as the status says
+        assert np.abs(gather(tt, indices) / unit - 1 / (1 + indices.sum(1))).max() <= 1e-3
+    alone = run(jnp.int32(3), jnp.float64(1))
+    assert alone.ranks.tolist() == results.ranks[3].tolist()
+    assert np.allclose(alone.tt.cores, results.tt.cores[3], rtol=1e-9, atol=1e-9)
+
+
+def _sum_of_powers(index, a):
+    return jnp.exp(-a * jnp.sum(index.astype(float))) + a**3 * index[0].astype(float)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("shape", [(3, 4, 3), (9,) * 7])
+def test_first_and_second_derivatives_of_the_train_and_of_the_largest_value(shape):
+    def values(a):
+        result = from_function(_sum_of_powers, shape, max_rank=3, tol=1e-11, key=KEY, args=(a,), max_sweeps=3)
+        return gather(result.tt, indices), result.best_value
+
+    indices = jnp.asarray(np.random.default_rng(0).integers(0, shape, (40, len(shape))))
+    truth = lambda a: (jax.vmap(lambda i: _sum_of_powers(i, a))(indices), _sum_of_powers(jnp.array(best), a))
+    a = 0.3
+    # the largest value: exp(0) = 1, or a^3 times the last index
+    grid = np.indices(shape)
+    full = np.exp(-a * grid.sum(0)) + a**3 * grid[0]
+    best = np.unravel_index(full.argmax(), shape)
+    for derivative in (jax.jacfwd, lambda f: jax.jacfwd(jax.jacrev(f))):
+        found, expected = jax.jit(derivative(values))(a), derivative(truth)(a)
+        for one, other in zip(found, expected, strict=True):
+            assert np.abs(one - other).max() <= 1e-6 * np.abs(expected[0]).max()
+    with pytest.raises(TypeError, match="no derivative"):
+        jax.grad(lambda tol: from_function(_sum_of_powers, shape, max_rank=2, tol=tol, key=KEY, args=(a,)).best_value)(
+            0.1
+        )

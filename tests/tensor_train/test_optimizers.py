@@ -234,11 +234,11 @@ def test_a_start_without_meaning_is_reported():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_values_that_are_not_finite_are_never_best(name):
+def test_values_that_are_not_a_number_are_never_best_and_infinite_ones_are_infeasible(name):
     bad = TABLE.copy()
-    # the three least values are lost, one in each way
+    # the two least values are lost, one in each way
     order = np.argsort(TABLE, axis=None)
-    bad.reshape(-1)[order[:3]] = np.nan, -np.inf, np.inf
+    bad.reshape(-1)[order[:3]] = np.nan, np.inf, np.inf
     bad.reshape(-1)[order[20:60]] = np.nan
     run = lambda key, table: OPTIMIZERS[name](entry, SIZES, key=key, budget=3030, args=(table,))
     program = jax.jit(run).lower(KEY, jnp.asarray(bad)).compile(QUICK)
@@ -250,6 +250,33 @@ def test_values_that_are_not_finite_are_never_best(name):
     assert (float(lost.best_value), lost.best_index.tolist()) == (np.inf, [-1] * 5)
     constant = program(KEY, jnp.ones(SIZES))
     assert (float(constant.best_value), int(constant.status)) == (1.0, 0)
+    infeasible = program(KEY, jnp.where(jnp.asarray(TABLE) > np.median(TABLE), jnp.inf, jnp.asarray(TABLE)))
+    assert (float(infeasible.best_value), int(infeasible.status)) == (TABLE.min(), 0)
+    nowhere = program(KEY, jnp.full(SIZES, jnp.inf))
+    assert (nowhere.best_index.tolist(), int(nowhere.status)) == ([-1] * 5, Status.UNEXPLORED)
+    best = program(KEY, jnp.asarray(TABLE).at[tuple(np.unravel_index(order[30], SIZES))].set(-jnp.inf))
+    assert (float(best.best_value), int(best.status)) == (-np.inf, 0)
+
+
+@pytest.mark.parametrize("make", [protes_ask_tell, ttopt_ask_tell])
+def test_indices_outside_are_told_and_ignored(make):
+    init, ask, tell = make((3, 4, 2))
+    indices, state = ask(init(KEY))
+    wrong = np.array(indices).astype(np.int64)
+    wrong[:3] = [[0, 0, 2], [-1, 0, 0], [0, 2**40, 0]]
+    state = tell(state, wrong, np.where(np.arange(len(wrong)) < 3, -5.0, wrong.sum(1)))
+    assert int(state.record.status) == INFEASIBLE
+    assert float(state.record.best_value) == wrong[3:].sum(1).min()
+    # what is told later counts
+    indices, state = ask(state)
+    assert float(tell(state, indices, jnp.full(len(indices), -9.0)).record.best_value) == -9
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_derivative_raises(name):
+    run = lambda table: OPTIMIZERS[name](entry, SIZES, key=KEY, budget=3030, args=(table,)).best_value
+    with pytest.raises(TypeError, match="no derivative"):
+        jax.grad(run)(jnp.asarray(TABLE))
 
 
 def test_known_good_indices_are_used():

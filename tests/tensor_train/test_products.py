@@ -221,7 +221,7 @@ def test_a_batch_of_trains_has_the_products_of_its_members():
         np.testing.assert_allclose(norms[k], np.linalg.norm(dense.ravel()), rtol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["dot", "norm", "distance", "gather", "add", "hadamard", "round"])
+@pytest.mark.parametrize("name", ["dot", "norm", "distance", "gather", "add", "hadamard", "round", "marginal"])
 def test_programs_do_not_grow_with_the_number_of_sites(name):
     """So that they take as long to compile for two hundred sites as for ten."""
 
@@ -229,6 +229,8 @@ def test_programs_do_not_grow_with_the_number_of_sites(name):
         tt = _train((2,) * d, 2)
         if name in ("norm", "round"):
             function = lambda cores: getattr(tensor_train, name)(tt.replace(cores=cores))
+        elif name == "marginal":
+            function = lambda cores: tensor_train.marginal(tt.replace(cores=cores), [1, d - 1])
         elif name == "gather":
             function = lambda cores: tensor_train.gather(tt.replace(cores=cores), np.zeros((3, d), np.int32))
         else:

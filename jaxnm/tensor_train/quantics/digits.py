@@ -1,7 +1,9 @@
 """Binary digits of indices, the most significant one first, and the points that they stand for."""
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Int32
@@ -32,7 +34,11 @@ def encode(indices: Int[ArrayLike, "..."], bits: int) -> Int32[Array, "... q"]:
       [0, 1, 1, 0]
     """
     check_bits("encode", bits)
-    indices = _integers("encode", "indices", indices)
+    return _encode(_integers("encode", "indices", indices), bits)
+
+
+@partial(jax.jit, static_argnums=1)
+def _encode(indices: Array, bits: int) -> Array:
     width = 8 * indices.dtype.itemsize - 1
     powers = np.minimum(np.arange(bits - 1, -1, -1), width)
     apart = indices[..., None]
@@ -64,6 +70,11 @@ def decode(digits: Int[ArrayLike, "... q"]) -> Int32[Array, "..."]:
     digits = _integers("decode", "digits", digits)
     condition = lambda shape: len(shape) >= 1 and 1 <= shape[-1] <= 31
     arguments.check_shape("decode", "digits", digits, "[..., q] with q from 1 to 31", condition, "see points")
+    return _decode(digits)
+
+
+@jax.jit
+def _decode(digits: Array) -> Array:
     weights = jnp.asarray(2 ** np.arange(digits.shape[-1] - 1, -1, -1), jnp.int32)
     binary = (digits == 0) | (digits == 1)
     values = jnp.sum(jnp.where(binary, digits, 0).astype(jnp.int32) * _aligned(weights, digits), -1, dtype=jnp.int32)
@@ -98,7 +109,11 @@ def points(
     name = "points"
     digits = _integers(name, "digits", digits)
     arguments.check_shape(name, "digits", digits, "[..., q], q >= 1", lambda shape: len(shape) >= 1 and shape[-1] >= 1)
-    first, offsets = grid(name, digits.shape[-1], start, spacing)
+    return _points(digits, *grid(name, digits.shape[-1], start, spacing))
+
+
+@jax.jit
+def _points(digits: Array, first: Array, offsets: Array) -> Array:
     binary = jnp.all((digits == 0) | (digits == 1), -1)
     shifted = first + jnp.sum(digits.astype(offsets.dtype) * _aligned(offsets, digits), -1)
     return jnp.where(binary, shifted, jnp.full_like(shifted, jnp.nan))
@@ -142,13 +157,18 @@ def grid(function: str, bits: int, start: Any, spacing: Any, **others: Any) -> t
     check_bits(function, bits)
     step = 1.0 if spacing is None else spacing
     for argument, value in (("start", start), ("spacing", step)):
-        arguments.check_real(function, argument, jnp.asarray(value))
+        check_real(function, argument, value)
     arrays = arguments.to_arrays(function, start=start, spacing=step, **others)
     for name, array in zip(("start", "spacing", *others), arrays, strict=True):
         arguments.check_shape(function, name, array, "a scalar", lambda shape: shape == (), "use jax.vmap for several")
-    first, gap = (jnp.asarray(array.real) for array in arrays[:2])
+    first, gap = (array.real for array in arrays[:2])
     powers = np.ldexp(1.0, np.arange(bits - 1, -1, -1) - (bits if spacing is None else 0))
-    return first, gap * jnp.asarray(powers, gap.dtype)
+    return first, gap * arguments.constant(powers, gap.dtype)
+
+
+def check_real(function: str, argument: str, value: Any) -> None:
+    """Refuse a complex number or array, before it makes all arguments complex."""
+    arguments.check_real(function, argument, *arguments.to_arrays(function, **{argument: value}))
 
 
 def _integers(function: str, argument: str, values: Any) -> Array:
@@ -173,8 +193,17 @@ def digits_of(function: str, argument: str, index: Any, bits: int) -> tuple[Arra
     if isinstance(index, int) and not isinstance(index, bool):
         inside = 0 <= index < 1 << bits
         digits = [(index >> place) & 1 if inside else -1 for place in range(bits - 1, -1, -1)]
-        return jnp.asarray(digits, jnp.int32), jnp.asarray(index < 0), jnp.asarray(index >= 1 << bits)
+        return (
+            arguments.constant(np.asarray(digits), jnp.int32),
+            arguments.constant(index < 0, bool),
+            arguments.constant(index >= 1 << bits, bool),
+        )
     array = _integers(function, argument, index)
     arguments.check_shape(function, argument, array, "a scalar", lambda shape: shape == (), "use jax.vmap for several")
-    digits, below = encode(array, bits), array < 0
+    return _digits_of(array, bits)
+
+
+@partial(jax.jit, static_argnums=1)
+def _digits_of(index: Array, bits: int) -> tuple[Array, Array, Array]:
+    digits, below = _encode(index, bits), index < 0
     return digits, below, ~below & (digits[0] < 0)

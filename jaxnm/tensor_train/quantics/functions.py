@@ -1,6 +1,7 @@
 """Functions on 2^q points as trains of q modes of size 2, of the smallest ranks."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Inexact, Int32
 
 from jaxnm import arguments
 from jaxnm.linalg import einsum
-from jaxnm.tensor_train.quantics.digits import digits_of, grid
+from jaxnm.tensor_train.quantics.digits import check_real, digits_of, grid
 from jaxnm.tensor_train.quantics.operators import chebyshev_nodes, checked_dtype, lagrange
 from jaxnm.tensor_train.trains import TT
 
@@ -140,7 +141,7 @@ def polynomial(
       [1, 2, 3, 3]
     """
     name = "polynomial"
-    arguments.check_real(name, "start", jnp.asarray(start))
+    check_real(name, "start", start)
     coefficients, start = arguments.to_arrays(name, coefficients=coefficients, start=start)
     condition = lambda shape: len(shape) == 1 and shape[0] >= 1
     arguments.check_shape(name, "coefficients", coefficients, "[p + 1], one or more", condition)
@@ -208,7 +209,11 @@ def step(first: int | Int32[Array, ""], bits: int, *, dtype: Any = None) -> TT:
       [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
     dtype = checked_dtype("step", dtype)
-    digits, below, above = digits_of("step", "first", first, bits)
+    return _step(*digits_of("step", "first", first, bits), dtype)
+
+
+@partial(jax.jit, static_argnums=3)
+def _step(digits: Array, below: Array, above: Array, dtype: Any) -> TT:
     same = (jnp.arange(2, dtype=jnp.int32)[None] == digits[:, None]).astype(dtype)
     larger = (jnp.arange(2, dtype=jnp.int32)[None] > digits[:, None]).astype(dtype)
     matrices = jnp.stack([jnp.stack([same, larger], 2), jnp.stack([jnp.zeros_like(same), jnp.ones_like(same)], 2)], 1)
@@ -238,7 +243,11 @@ def delta(index: int | Int32[Array, ""], bits: int, *, dtype: Any = None) -> TT:
       [0.0, 0.0, 1.0, 0.0]
     """
     dtype = checked_dtype("delta", dtype)
-    digits, below, above = digits_of("delta", "index", index, bits)
+    return _delta(*digits_of("delta", "index", index, bits), dtype)
+
+
+@partial(jax.jit, static_argnums=3)
+def _delta(digits: Array, below: Array, above: Array, dtype: Any) -> TT:
     same = (jnp.arange(2, dtype=jnp.int32)[None] == digits[:, None]).astype(dtype)
     # an index below the range stands for the digits -1, which no mode has
     inside = (~below & ~above & (digits[0] >= 0)).astype(dtype)
@@ -294,7 +303,6 @@ def _automaton(begin: Array, matrices: Array, end: Array) -> TT:
 
 def _interpolant(function: str, f: Callable, bits: int, count: int, start: Any, spacing: Any) -> TT:
     first, offsets = grid(function, bits, start, spacing)
-    length = 2 * offsets[0]
     nodes = chebyshev_nodes(count)
     # a bond stands for the intervals before it, for values at the nodes, or for the points behind it: what is fewest
     before = [2**k <= min(count, 2 ** (bits - k)) for k in range(bits + 1)]
@@ -315,12 +323,24 @@ def _interpolant(function: str, f: Callable, bits: int, count: int, start: Any, 
             inside[...] = np.eye(here).reshape(here, 2, there)
         else:
             inside[...] = lagrange(nodes, halves.reshape(-1)).T.reshape(here, 2, there)
-    at = first + length * jnp.asarray(places, first.dtype)
-    values = jax.vmap(f)(at.reshape(-1))
+    at = _positions(first, offsets, arguments.constant(places, first.dtype))
+    values = jax.vmap(f)(at)
     if not jnp.issubdtype(values.dtype, jnp.inexact) or values.shape != (at.size,):
         got = f"{values.dtype}{list(values.shape[1:])}"
         arguments.refuse(function, "what f returns", got, "a floating scalar", "see its arguments", error=TypeError)
-    values = values.reshape(at.shape)
-    filled = jnp.asarray(cores, values.dtype).at[site, : at.shape[0], :, : at.shape[2]].set(values)
-    log_scale = jnp.zeros((), jnp.finfo(values.dtype).dtype)
-    return TT(filled, jnp.asarray(ranks, jnp.int32), log_scale, (2,) * bits)
+    return _filled(arguments.constant(cores, values.dtype), values, tuple(ranks), site)
+
+
+@jax.jit
+def _positions(first: Array, offsets: Array, places: Array) -> Array:
+    """In a row, those of places from 0 to 1 in the interval."""
+    return (first + 2 * offsets[0] * places).reshape(-1)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _filled(cores: Array, values: Array, ranks: tuple[int, ...], site: int) -> TT:
+    """The train of these cores with the values in the core of one site."""
+    before, behind = ranks[site : site + 2]
+    cores = cores.at[site, :before, :, :behind].set(values.reshape(before, 2, behind))
+    log_scale = jnp.zeros((), jnp.finfo(cores.dtype).dtype)
+    return TT(cores, jnp.array(ranks, jnp.int32), log_scale, (2,) * cores.shape[0])

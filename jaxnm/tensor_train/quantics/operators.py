@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -91,7 +92,7 @@ def laplacian(
     check_bits(name, bits)
     if boundary not in BOUNDARIES:
         arguments.refuse(name, "boundary", repr(boundary), f"one of {BOUNDARIES}", "use 'dirichlet'")
-    dtype, log_spacing = _log_spacing(name, spacing, dtype)
+    dtype, log_scale = _log_factor(name, spacing, dtype, -2)
     same, up, down = np.eye(2), np.eye(2, k=-1), np.eye(2, k=1)
     # the states: the same index, and one that is larger or smaller by one when all bits behind wrap around
     core = np.zeros((3, 2, 2, 3))
@@ -103,7 +104,7 @@ def laplacian(
         # both neighbours have the other first bit
         cores[1] = np.stack([cores[1][0], cores[1][1] + cores[1][2]])
         cores[0] = cores[0][..., :2]
-    return _operator(cores, dtype, -2 * log_spacing)
+    return _operator(cores, dtype, log_scale)
 
 
 def inverse_laplacian(bits: int, *, spacing: Float[ArrayLike, ""] = 1.0, dtype: Any = None) -> TTMatrix:
@@ -132,7 +133,7 @@ def inverse_laplacian(bits: int, *, spacing: Float[ArrayLike, ""] = 1.0, dtype: 
     """
     name = "inverse_laplacian"
     check_bits(name, bits)
-    dtype, log_spacing = _log_spacing(name, spacing, dtype)
+    dtype, log_scale = _log_factor(name, spacing, dtype, 2, bits)
     # with u and v the parts of i and j that are still to come, in [0, 1), the states are 1, u, v, u v and min(u, v)
     core = np.zeros((5, 2, 2, 5))
     core[0, :, :, 0] = 1
@@ -153,7 +154,7 @@ def inverse_laplacian(bits: int, *, spacing: Float[ArrayLike, ""] = 1.0, dtype: 
         # of pairs of first bits there are four
         cores[1] = np.tensordot(cores[0].reshape(4, 5), cores[1], 1)
         cores[0] = np.eye(4).reshape(1, 2, 2, 4)
-    return _operator(cores, dtype, 2 * log_spacing + bits * math.log(2))
+    return _operator(cores, dtype, log_scale)
 
 
 def fourier(bits: int, *, eps: float = 1e-10, inverse: bool = False, dtype: Any = None) -> TTMatrix:
@@ -247,8 +248,11 @@ def _operator(cores: Sequence[np.ndarray], dtype: Any, log_scale: Any) -> TTMatr
     padded = np.zeros((bits, size, 2, 2, size), cores[0].dtype)
     for k, core in enumerate(cores):
         padded[k, : ranks[k], :, :, : ranks[k + 1]] = core
-    scale = jnp.asarray(log_scale, jnp.finfo(dtype).dtype)
-    return TTMatrix(jnp.asarray(padded, dtype), jnp.asarray(ranks, jnp.int32), scale, (2,) * bits, (2,) * bits)
+    scale = arguments.constant(log_scale, jnp.finfo(dtype).dtype)
+    modes = (2,) * bits
+    return TTMatrix(
+        arguments.constant(padded, dtype), arguments.constant(np.asarray(ranks), jnp.int32), scale, modes, modes
+    )
 
 
 # ------------------------------------------------------------------------------------------------ for functions too
@@ -272,12 +276,19 @@ def checked_dtype(function: str, dtype: Any) -> Any:
     dtype = jnp.result_type(float) if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):
         arguments.refuse(function, "dtype", str(dtype), "a floating one", "leave it out", error=TypeError)
+    arguments.check_dtype(function, "dtype", dtype)
     return dtype
 
 
-def _log_spacing(function: str, spacing: Any, dtype: Any) -> tuple[Any, Array]:
+def _log_factor(function: str, spacing: Any, dtype: Any, power: int, binary: int = 0) -> tuple[Any, Array]:
+    """(the dtype of an operator, the logarithm of 2^binary spacing^power)."""
     arguments.check_number(function, "spacing", spacing, "> 0", lambda value: value > 0, "it is a distance")
     (spacing,) = arguments.to_arrays(function, spacing=spacing)
     arguments.check_real(function, "spacing", spacing)
     arguments.check_shape(function, "spacing", spacing, "a scalar", lambda shape: shape == (), "use jax.vmap")
-    return spacing.dtype if dtype is None else checked_dtype(function, dtype), jnp.log(spacing)
+    return spacing.dtype if dtype is None else checked_dtype(function, dtype), _logarithm(spacing, power, binary)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _logarithm(spacing: Array, power: int, binary: int) -> Array:
+    return power * jnp.log(spacing) + binary * math.log(2)
