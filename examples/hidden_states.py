@@ -151,7 +151,7 @@ def nile_trajectories(key: Array, log_variances: Array, record: Array) -> Array:
     model = pf.as_state_space_model(local_level(log_variances))
     forward, backward = jax.random.split(key)
     result = pf.particle_filter(forward, model, record, num_particles=NILE_PARTICLES, history="full")
-    return pf.backward_sample(backward, model, result, NILE_TRAJECTORIES)[..., 0]
+    return pf.backward_sample(backward, model, result, NILE_TRAJECTORIES).states[..., 0]
 
 
 def level_of_the_nile() -> Experiment:

@@ -1,7 +1,8 @@
 """Particle filters with right evidence and right gradients, and the memory-efficient particle-filter GRU.
 
 `weights`: log-weights, normalized. `resampling`: which particle descends from which, in linear time. `models`: what a
-filter needs to know of a system. `clouds`, `filter_steps`, `particle_filter`: the filter, over a record or one
+filter needs to know of a system; `known_functions`, `user_functions`: how its functions are compared, called and
+checked. `clouds`, `filter_steps`, `particle_filter`: the filter, over a record or one
 observation at a time; `sharded`: over devices. `linear_gaussian`, `kalman`: the models that have an exact filter, and
 that filter. `smoothing`: lines of descent, trajectories drawn backwards, how a cloud degenerates. `worlds`: mazes
 with beacons, a simulator of robots, their model; `histogram`: the exact filter on a grid. `particle_steps`, `cells`:
@@ -44,6 +45,7 @@ from jaxnm.filtering.resampling import resample as resample
 from jaxnm.filtering.resampling import soft_resample as soft_resample
 from jaxnm.filtering.sharded import sharded_particle_filter as sharded_particle_filter
 from jaxnm.filtering.smoothing import Degeneracy as Degeneracy
+from jaxnm.filtering.smoothing import SampledPaths as SampledPaths
 from jaxnm.filtering.smoothing import backward_sample as backward_sample
 from jaxnm.filtering.smoothing import degeneracy as degeneracy
 from jaxnm.filtering.smoothing import genealogy as genealogy

@@ -187,6 +187,7 @@ class PFGRUCell(ParticleCell):
         rngs: nnx.Rngs,
     ):
         _check_options("PFGRUCell", alpha, resampling)
+        check_precision("PFGRUCell", dtype)
         check_counts("PFGRUCell", in_features=in_features, hidden=hidden, out_features=out_features)
         check_counts("PFGRUCell", observation_features=observation_features, input_features=input_features)
         self.in_features, self.hidden, self.alpha, self.resampling = in_features, hidden, alpha, resampling
@@ -264,6 +265,7 @@ class PFLSTMCell(ParticleCell):
         rngs: nnx.Rngs,
     ):
         _check_options("PFLSTMCell", alpha, resampling)
+        check_precision("PFLSTMCell", dtype)
         check_counts("PFLSTMCell", in_features=in_features, hidden=hidden, out_features=out_features)
         check_counts("PFLSTMCell", observation_features=observation_features, input_features=input_features)
         self.in_features, self.hidden, self.alpha, self.resampling = in_features, hidden, alpha, resampling
@@ -326,8 +328,8 @@ class MePFRNN(ParticleCell):
     explain it; learning may change all of it. The head starts with a spread that puts standard normal particles all
     over the world.
 
-    A NaN in a member's ranges means that its observation is missing: its ranges enter as zero, and its weights stay as
-    they are in that step.
+    A range that is NaN is missing, and left out: it enters as zero, and so does its squared difference, for every
+    particle. Where all of a member's ranges are missing, its weights stay as they are.
 
     Args:
       num_ranges: k, how many ranges are observed (static).
@@ -375,6 +377,7 @@ class MePFRNN(ParticleCell):
         rngs: nnx.Rngs,
     ):
         _check_options("MePFRNN", alpha, resampling)
+        check_precision("MePFRNN", dtype)
         check_counts("MePFRNN", num_ranges=num_ranges, hidden=hidden)
         arguments.check_count("MePFRNN", "action_features", action_features, minimum=2)
         if likelihood not in _LIKELIHOODS:
@@ -422,8 +425,8 @@ class MePFRNN(ParticleCell):
             "use a smaller num_ranges",
         )
         actions, ranges = inputs[:, : self.action_features], inputs[:, self.action_features :]
-        missing = jnp.any(jnp.isnan(ranges), -1)
-        ranges = jnp.where(missing[:, None], jnp.zeros_like(ranges), ranges)
+        unheard = jnp.isnan(ranges)
+        ranges = jnp.where(unheard, jnp.zeros_like(ranges), ranges)
         actions, _ = zero_where_missing(actions)
         actions = jnp.concatenate([actions[:, :2] / size[None] * _TENTHS, actions[:, 2:]], -1)
         embedded = linear(self.action_second, leaky_relu(linear(self.action_first, actions)))
@@ -434,8 +437,10 @@ class MePFRNN(ParticleCell):
         else:
             positions = jax.nn.sigmoid(linear(self.head, hidden))[..., :2] * size[None, None]
             distances = nearest_distances(positions, beacons, self.num_ranges)
-            increment = self._misfit((distances - ranges[:, None]) ** 2)[..., 0]
-        return ParticleCarry(hidden, weigh(carry.log_weights, increment, missing))
+            differences = distances - ranges[:, None]
+            differences = jnp.where(unheard[:, None], jnp.zeros_like(differences), differences)
+            increment = self._misfit(differences**2)[..., 0]
+        return ParticleCarry(hidden, weigh(carry.log_weights, increment, jnp.all(unheard, -1)))
 
     def _misfit(self, squares: Array) -> Array:
         return linear(self.misfit_second, leaky_relu(linear(self.misfit_first, squares), 0.1))
@@ -447,6 +452,13 @@ def _check_options(function: str, alpha: Any, resampling: Any) -> None:
         arguments.refuse(function, "alpha", got, "a number (it is static)", "try 0.5", error=TypeError)
     check_alpha(function, alpha)
     check_method(function, resampling)
+
+
+def check_precision(function: str, dtype: Any) -> None:
+    """Refuse parameters that are not float32 or float64."""
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.float64):
+        remedy = "sums over particles want more digits than half precision has"
+        arguments.refuse(function, "dtype", str(jnp.dtype(dtype)), "float32 or float64", remedy, error=TypeError)
 
 
 def check_counts(function: str, **counts: Any) -> None:

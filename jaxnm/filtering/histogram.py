@@ -61,7 +61,8 @@ def histogram_filter(
 
     Status:
       NONFINITE_INPUT: an infinite range, or an action that is not finite; all figures are NaN. DEGENERATE: at some time
-        no point was possible; the belief stays what it was before, the evidence is -inf.
+        no point could explain the ranges, which then count as missing; or the move left no point, and is not made. The
+        evidence is -inf, and its derivative that of the other rows.
 
     Cost: nx ny r^2 distances to m beacons, once; then 2 nx ny (nx + ny) r^3 flops a step, as products of matrices.
     Differentiable in range_scale, jitter, the actions and the ranges.
@@ -105,10 +106,10 @@ def _histogram_filter(
     free = is_free(world, points)
     expected = nearest_ranges(points, world.beacons, ranges.shape[1])
 
-    def update(belief: Array, before: Array, observation: Array) -> tuple[Array, Array, Array]:
+    def update(moved: Array, before: Array, observation: Array) -> tuple[Array, Array, Array]:
         """Bayes' rule: the new belief, its mean, and the log-density of the observation."""
-        positive = free & (belief > 0)
-        log_joint = jnp.log(jnp.where(positive, belief, 1)) + log_likelihood_of_ranges(
+        positive = free & (moved > 0)
+        log_joint = jnp.log(jnp.where(positive, moved, 1)) + log_likelihood_of_ranges(
             expected, observation, range_scale
         )
         log_joint = jnp.where(positive, log_joint, -jnp.inf)
@@ -116,7 +117,11 @@ def _histogram_filter(
         possible = largest > -jnp.inf
         joint = jnp.where(positive, jnp.exp(log_joint - jnp.where(possible, largest, 0)), 0)
         total = jnp.where(possible, jnp.sum(joint), 1)
-        belief = jnp.where(possible, joint / total, before)
+        # an impossible observation is as if it were missing; a move that leaves no point is not made
+        inside = jnp.where(free, moved, 0)
+        mass = jnp.sum(inside)
+        unseen = jnp.where(mass > 0, inside / jnp.where(mass > 0, mass, 1), before)
+        belief = jnp.where(possible, joint / total, unseen)
         mean = jnp.stack([jnp.sum(belief.sum(1 - axis) * axes[axis]) for axis in (0, 1)])
         return belief, mean, jnp.where(possible, jnp.log(total) + largest, -jnp.inf)
 

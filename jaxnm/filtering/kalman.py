@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -11,6 +11,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, ArrayLike, Bool, Float, Int32
 
 from jaxnm import arguments
+from jaxnm.filtering.kalman_errors import cancellation, disagreement, gain_error, quadratic_terms, tolerance
 from jaxnm.filtering.linear_gaussian import (
     LinearGaussianModel,
     check_model_and_observations,
@@ -43,7 +44,7 @@ class KalmanResult:
     log_evidence_increments: Float[Array, "T"]
     """Log-density of each observation given those before; zero where all of it is missing."""
     status: Int32[Array, ""]
-    """OK, NONFINITE_INPUT, OUT_OF_RANGE or NONFINITE_RESULT."""
+    """OK, NONFINITE_INPUT, OUT_OF_RANGE, NONFINITE_RESULT or INACCURATE."""
 
 
 @flax.struct.dataclass
@@ -57,7 +58,7 @@ class KalmanSmoothing:
     log_evidence: Float[Array, ""]
     """Log-density of all that was observed."""
     status: Int32[Array, ""]
-    """OK, NONFINITE_INPUT, OUT_OF_RANGE or NONFINITE_RESULT."""
+    """OK, NONFINITE_INPUT, OUT_OF_RANGE, NONFINITE_RESULT or INACCURATE."""
 
 
 _Result = TypeVar("_Result", KalmanResult, KalmanSmoothing)
@@ -85,8 +86,12 @@ def kalman_filter(
 
     Status:
       NONFINITE_INPUT: a model with inf or NaN, or an infinite observation. OUT_OF_RANGE: a covariance that is not
-      positive semidefinite, or an observation whose covariance given those before (H P H^T + R) is not positive
-      definite; "associative" wants H Q H^T + R positive definite besides. NONFINITE_RESULT: overflow. All is NaN then.
+      positive semidefinite, or R is singular and so is the covariance of an observation given those before
+      (H P H^T + R); "associative" wants H Q H^T + R positive definite besides. NONFINITE_RESULT: overflow. All is NaN
+      then. INACCURATE: a prior variance is so far above that of the observations that digits are lost. Measured are
+      what cancels in the covariances of residuals and states and, of "associative", how far its result is from one more
+      step of the filter; OK where that is below eps^(3/8), which is 1e-6 standard deviations in float64 and 3e-3 in
+      float32. The result is that of the arithmetic, and NaN where a covariance lost its definiteness.
 
     Cost: T steps of 4 d^3 + O(m d^2 + m^3) multiplications; "associative" does about four times the work.
     Differentiable in model and observations, in every order, wherever the status is OK.
@@ -151,32 +156,43 @@ def _checked_method(function: str, method: str, observations: Array) -> str:
 
 @partial(jax.jit, static_argnums=2)
 def _kalman_filter(model: LinearGaussianModel, observations: Array, method: str) -> KalmanResult:
-    return _told(_filter(model, observations, method), *_complaints(model, observations))
+    result, measured = _filter(model, observations, method)
+    return _with_status(result, measured, model, observations)
 
 
-def _filter(model: LinearGaussianModel, observations: Array, method: str) -> KalmanResult:
-    """Without the NaN of a failure; the status says only whether some innovation was singular."""
+class _Measured(NamedTuple):
+    """What was seen on the way."""
+
+    singular: Bool[Array, "..."]
+    """Whether the covariance of a residual was not positive definite."""
+    collapsed: Bool[Array, "..."]
+    """Whether stretches of time in range were joined to one that is not finite: a matrix to divide by was singular."""
+    error: Float[Array, "..."]
+    """Of means in standard deviations, and of variances relative to themselves."""
+
+
+def _filter(model: LinearGaussianModel, observations: Array, method: str) -> tuple[KalmanResult, _Measured]:
+    """Without the NaN and the status of a failure."""
     if method == "sequential":
 
-        def step(predicted: tuple[Array, Array], observation: Array) -> tuple[tuple[Array, Array], KalmanResult]:
-            result = _update(model, *predicted, observation)
-            return _predict(model, result.means, result.covariances), result
+        def step(predicted: tuple[Array, Array], observation: Array) -> tuple[tuple[Array, Array], Any]:
+            result, measured = _update(model, *predicted, observation)
+            return _predict(model, result.means, result.covariances), (result, measured)
 
-        _, result = jax.lax.scan(step, (model.initial_mean, model.initial_covariance), observations)
-        element_singular = jnp.array(False)
+        _, (result, measured) = jax.lax.scan(step, (model.initial_mean, model.initial_covariance), observations)
+        whole = _Measured(jnp.any(measured.singular), jnp.bool_(False), jnp.max(measured.error, initial=0))
     else:
-        means, covariances, element_singular = _filtered_in_parallel(model, observations)
+        means, covariances, element_singular, collapsed = _filtered_in_parallel(model, observations)
         # the update is done once more from the predicted moments: evidence, and covariances in Joseph's form
         later = jax.vmap(partial(_predict, model))(means[:-1], covariances[:-1])
         first = (model.initial_mean[None], model.initial_covariance[None])
         predicted = jax.tree.map(lambda *parts: jnp.concatenate(parts), first, later)
-        result = jax.vmap(partial(_update, model))(predicted[0], predicted[1], observations)
-    singular = jnp.any(result.status != Status.OK) | element_singular
-    return dataclasses.replace(
-        result,
-        log_evidence=jnp.sum(result.log_evidence_increments),
-        status=first_failing((singular, Status.OUT_OF_RANGE)),
-    )
+        result, measured = jax.vmap(partial(_update, model))(predicted[0], predicted[1], observations)
+        before = jnp.diagonal(predicted[1], axis1=-2, axis2=-1)
+        apart = disagreement(result.means, result.covariances, means, covariances, before)
+        error = jnp.maximum(jnp.max(measured.error, initial=0), apart)
+        whole = _Measured(jnp.any(measured.singular) | element_singular, collapsed, error)
+    return dataclasses.replace(result, log_evidence=jnp.sum(result.log_evidence_increments)), whole
 
 
 def _predict(model: LinearGaussianModel, mean: Array, covariance: Array) -> tuple[Array, Array]:
@@ -187,21 +203,24 @@ def _predict(model: LinearGaussianModel, mean: Array, covariance: Array) -> tupl
     )
 
 
-def _update(model: LinearGaussianModel, mean: Array, covariance: Array, observation: Array) -> KalmanResult:
+def _update(
+    model: LinearGaussianModel, mean: Array, covariance: Array, observation: Array
+) -> tuple[KalmanResult, _Measured]:
     """Bayes' rule for one row."""
     seen, observe, noise = observed_part(model, observation)
     update = gain_of(covariance, observe, noise)
     residual = residual_of(model, observation, mean)
     increment = log_density_of_residual(residual, update.factor, seen)
-    return KalmanResult(
+    result = KalmanResult(
         means=mean + matmul(update.gain, residual),
         covariances=update.covariance,
         predicted_means=mean,
         predicted_covariances=covariance,
         log_evidence=increment,
         log_evidence_increments=increment,
-        status=first_failing((update.singular, Status.OUT_OF_RANGE)),
+        status=jnp.int32(Status.OK),
     )
+    return result, _Measured(update.singular, jnp.bool_(False), update.error)
 
 
 @flax.struct.dataclass
@@ -215,8 +234,10 @@ class _Element:
     J: Array
 
 
-def _filtered_in_parallel(model: LinearGaussianModel, observations: Array) -> tuple[Array, Array, Bool[Array, ""]]:
-    """Filtered means and covariances, and whether an element had a singular innovation."""
+def _filtered_in_parallel(
+    model: LinearGaussianModel, observations: Array
+) -> tuple[Array, Array, Bool[Array, ""], Bool[Array, ""]]:
+    """Filtered means and covariances, whether an element had a singular innovation, and whether joining collapsed."""
 
     def element(is_first: Array, observation: Array) -> tuple[_Element, Array]:
         # the initial state comes from anywhere
@@ -241,7 +262,8 @@ def _filtered_in_parallel(model: LinearGaussianModel, observations: Array) -> tu
 
     elements, singular = jax.vmap(element)(jnp.arange(len(observations)) == 0, observations)
     joined = jax.lax.associative_scan(jax.vmap(_join), elements)
-    return joined.b, joined.C, jnp.any(singular)
+    collapsed = all_finite(elements) & ~all_finite(joined)
+    return joined.b, joined.C, jnp.any(singular), collapsed
 
 
 def _join(first: _Element, second: _Element) -> _Element:
@@ -265,7 +287,7 @@ def _join(first: _Element, second: _Element) -> _Element:
 
 @partial(jax.jit, static_argnums=2)
 def _kalman_smoother(model: LinearGaussianModel, observations: Array, method: str) -> KalmanSmoothing:
-    filtered = _filter(model, observations, method)
+    filtered, measured = _filter(model, observations, method)
     means, covariances = filtered.means, filtered.covariances
     backward = partial(_backward_kernel, model)
     kernels = jax.vmap(backward)(
@@ -277,8 +299,36 @@ def _kalman_smoother(model: LinearGaussianModel, observations: Array, method: st
         last = (jnp.zeros_like(covariances[-1:]), means[-1:], covariances[-1:])
         means, covariances = _backward(kernels, last, method)
         cross = matmul(kernels[0], covariances[1:])
+        apart = _smoothing_error(model, filtered, kernels, means, covariances)
+        measured = measured._replace(error=jnp.maximum(measured.error, apart))
     result = KalmanSmoothing(means, covariances, cross, filtered.log_evidence, filtered.status)
-    return _told(result, *_complaints(model, observations))
+    return _with_status(result, measured, model, observations)
+
+
+def _smoothing_error(
+    model: LinearGaussianModel,
+    filtered: KalmanResult,
+    kernels: tuple[Array, Array, Array],
+    means: Array,
+    covariances: Array,
+) -> Float[Array, ""]:
+    """By what cancels in a kernel, its residual, and how far the smoothed moments are from one more step back."""
+    eye = jnp.eye(means.shape[-1], dtype=means.dtype)
+    variances = jnp.diagonal(covariances, axis1=-2, axis2=-1)
+
+    def of_kernel(E: Array, covariance: Array, predicted: Array, smoothed: Array) -> Array:
+        kept = eye - matmul(E, model.transition)
+        terms = quadratic_terms(kept, covariance) + quadratic_terms(E, model.transition_covariance)
+        wanted = matmul(covariance, model.transition.T)
+        residual = gain_error(matmul(E, predicted), wanted, smoothed, jnp.diagonal(predicted))
+        return jnp.maximum(cancellation(terms, smoothed), residual)
+
+    before, predicted = filtered.covariances[:-1], filtered.predicted_covariances[1:]
+    errors = jax.vmap(of_kernel)(kernels[0], before, predicted, variances[:-1])
+    _, again, spread = jax.vmap(_through)((jnp.zeros_like(predicted), means[1:], covariances[1:]), kernels)
+    rows = jnp.diagonal(before, axis1=-2, axis2=-1)
+    apart = disagreement(means[:-1], covariances[:-1], again, spread, rows)
+    return jnp.maximum(jnp.max(errors, initial=0), apart)
 
 
 def _backward(
@@ -335,22 +385,23 @@ def _divided(right: Array, covariance: Array) -> Array:
 # ------------------------------------------------------------------------------------------------------------ failures
 
 
-def _complaints(model: LinearGaussianModel, observations: Array) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
-    """Whether something is not finite, and whether a covariance is not positive semidefinite."""
+def _with_status(result: _Result, measured: _Measured, model: LinearGaussianModel, observations: Array) -> _Result:
+    """With the status, and NaN throughout where there is no result."""
+    model, observations = jax.lax.stop_gradient((model, observations))
+    not_finite = ~all_finite(model) | jnp.any(jnp.isinf(observations))
     covariances = (model.initial_covariance, model.transition_covariance, model.observation_covariance)
-    semidefinite = [is_semidefinite(covariance) for covariance in covariances]
-    return ~all_finite(model) | jnp.any(jnp.isinf(observations)), ~jnp.all(jnp.stack(semidefinite))
-
-
-def _told(result: _Result, not_finite: Array, indefinite: Array) -> _Result:
-    """With the status, and NaN throughout where it is not OK."""
-    overflow = ~all_finite(result)
+    indefinite = ~jnp.all(jnp.stack([is_semidefinite(covariance) for covariance in covariances]))
+    # beside noise in every direction a singular covariance is one that rounding made so
+    noisy = jnp.all(jnp.isfinite(cholesky(model.observation_covariance)))
+    lost = (measured.singular & noisy) | measured.collapsed
     status = first_failing(
         (not_finite, Status.NONFINITE_INPUT),
-        (indefinite | (result.status != Status.OK), Status.OUT_OF_RANGE),
-        (overflow, Status.NONFINITE_RESULT),
+        (indefinite | (measured.singular & ~noisy), Status.OUT_OF_RANGE),
+        (lost, Status.INACCURATE),
+        (~all_finite(result), Status.NONFINITE_RESULT),
+        (measured.error > tolerance(observations.dtype), Status.INACCURATE),
     )
-    good = status == Status.OK
+    good = (status == Status.OK) | ((status == Status.INACCURATE) & ~lost)
     spoil = lambda leaf: (
         arguments.nan_unless(leaf, good, leaf.ndim) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
     )

@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from jaxnm import arguments
+from jaxnm.filtering.kalman_errors import cancellation, quadratic_terms
 from jaxnm.filtering.models import StateSpaceModel
 from jaxnm.linalg.factorizations import cholesky, matmul
 
@@ -64,6 +65,8 @@ class Gain(NamedTuple):
     """[d, d], given the observation."""
     singular: Bool[Array, ""]
     """Whether the covariance of the residual is finite but not positive definite."""
+    error: Float[Array, ""]
+    """Relative, of both covariances, from rounding."""
 
 
 def simulate_linear_gaussian(
@@ -204,8 +207,9 @@ def _checked(function: str, model: Any, *observations: ArrayLike) -> tuple[Any, 
     )
     m = fields["observation"].shape[0]
     dtype = fields["observation"].dtype
-    fields.setdefault("transition_offset", jnp.zeros(d, dtype))
-    fields.setdefault("observation_offset", jnp.zeros(m, dtype))
+    for name, size in (("transition_offset", d), ("observation_offset", m)):
+        if name not in fields:
+            fields[name] = arguments.constant(np.zeros(size), dtype)
     expected = {
         "initial_covariance": (d, d),
         "transition": (d, d),
@@ -219,14 +223,14 @@ def _checked(function: str, model: Any, *observations: ArrayLike) -> tuple[Any, 
             function, name, fields[name], str(list(wanted)), lambda shape, wanted=wanted: shape == wanted
         )
     arguments.check_real(function, "observations", last)
-    model = LinearGaussianModel(**fields)
-    model = dataclasses.replace(
-        model,
-        initial_covariance=symmetric(model.initial_covariance),
-        transition_covariance=symmetric(model.transition_covariance),
-        observation_covariance=symmetric(model.observation_covariance),
-    )
+    model = _with_symmetric_covariances(LinearGaussianModel(**fields))
     return (model, last) if observations else (model,)
+
+
+@jax.jit
+def _with_symmetric_covariances(model: LinearGaussianModel) -> LinearGaussianModel:
+    names = ("initial_covariance", "transition_covariance", "observation_covariance")
+    return dataclasses.replace(model, **{name: symmetric(getattr(model, name)) for name in names})
 
 
 def symmetric(matrix: Array) -> Array:
@@ -275,10 +279,17 @@ def gain_of(covariance: Array, observe: Array, noise: Array) -> Gain:
     innovation = symmetric(matmul(cross, observe.T) + noise)
     factor = cholesky(innovation)
     gain = cho_solve((factor, True), cross).T
-    kept = jnp.eye(len(covariance), dtype=gain.dtype) - matmul(gain, observe)
+    eye = jnp.eye(len(covariance), dtype=gain.dtype)
+    kept = eye - matmul(gain, observe)
+    # what rounding leaves of 1 - 1 is zero: a state that is seen without noise is known, and seen again is impossible
+    rounding = 4 * float(jnp.finfo(gain.dtype).eps) * (eye + matmul(jnp.abs(gain), jnp.abs(observe)))
+    kept = kept - jax.lax.stop_gradient(jnp.where(jnp.abs(kept) <= rounding, kept, 0))
     conditional = matmul(matmul(kept, covariance), kept.T) + matmul(matmul(gain, noise), gain.T)
     singular = jnp.all(jnp.isfinite(innovation)) & ~jnp.all(jnp.isfinite(factor))
-    return Gain(gain, factor, symmetric(conditional), singular)
+    seen = cancellation(quadratic_terms(observe, covariance) + jnp.diagonal(noise), jnp.diagonal(factor) ** 2)
+    terms = quadratic_terms(kept, covariance) + quadratic_terms(gain, noise)
+    error = jnp.maximum(seen, cancellation(terms, jnp.diagonal(conditional)))
+    return Gain(gain, factor, symmetric(conditional), singular, error)
 
 
 def log_density_of_residual(residual: Array, factor: Array, seen: Array) -> Array:

@@ -117,7 +117,7 @@ def elbo_loss(
     )
     positive = lambda value: value > 0
     arguments.check_number("elbo_loss", "scale", scale, "positive", positive, "1 is the published one")
-    scale = jnp.asarray(scale).astype(predictions.dtype)
+    scale = arguments.constant(scale, predictions.dtype)
     if not weighted:
         return _published_elbo(predictions, poses, size, scale, decay, heading_weight, heading)
     if log_weights is None:
@@ -159,7 +159,7 @@ def _checked(
     arguments.check_number(function, "heading_weight", heading_weight, ">= 0", lambda value: value >= 0, "try 0.1")
     if heading not in _HEADINGS:
         arguments.refuse(function, "heading", repr(heading), f"one of {_HEADINGS}", "use 'circle'")
-    return [predictions, poses, size, jnp.asarray(decay).astype(dtype), jnp.asarray(heading_weight).astype(dtype)]
+    return [predictions, poses, size, *(arguments.constant(value, dtype) for value in (decay, heading_weight))]
 
 
 def _time_weights(num: int, decay: Array) -> Array:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
@@ -15,9 +16,15 @@ from jaxnm import arguments
 class StateSpaceModel:
     """A hidden Markov model by its functions, each for all particles at once.
 
-    Particles are a pytree of arrays [num, ...]. The first observation belongs to the initial state. A function is known
-    by its identity: one that is made anew for every call compiles anew. Parameters that change, or are differentiated,
-    belong into `jax.tree_util.Partial(function, parameters)`, whose arguments are leaves.
+    Particles are a pytree of arrays [num, ...] of real or complex numbers, integers or flags, whose shapes and dtypes
+    a move leaves as they are. The first observation belongs to the initial state.
+
+    A function is known by its code and by what it reads: numbers and NumPy arrays in its closure, in the object whose
+    method it is, and in globals are compared by value at every call, and a new value compiles a new program. JAX arrays
+    in closures and objects are arguments of the program, so that a lambda made anew in every call of a loss compiles
+    once. A Python number that changes at every call compiles at every call, about a second each: make it an array, or
+    put it into `jax.tree_util.Partial(function, parameters)`, whose arguments are leaves. Not seen are attributes of
+    classes and globals of other packages. In a function that you compile yourself, `jax.jit` looks at them once.
 
     Example:
       >>> walk = StateSpaceModel(
@@ -74,7 +81,18 @@ def observed_log_density(
       -0.5
     """
     (values,) = arguments.to_arrays("observed_log_density", observation=observation)
+    present, filled = _filled(values)
+    return _sum_of_present(log_density(filled), present)
+
+
+@jax.jit
+def _filled(values: Array) -> tuple[Array, Array]:
+    """(which are no NaN, the values with zeros for those)."""
     present = ~jnp.isnan(values)
-    densities = log_density(jnp.where(present, values, jnp.zeros_like(values)))
+    return present, jnp.where(present, values, 0)
+
+
+@jax.jit
+def _sum_of_present(densities: Array, present: Array) -> Array:
     present = present.reshape((1,) * (densities.ndim - present.ndim) + present.shape)
-    return jnp.sum(jnp.where(present, densities, jnp.zeros_like(densities)), -1)
+    return jnp.sum(jnp.where(present, densities, 0), -1)

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int32, Key
 
+from jaxnm import arguments
 from jaxnm.filtering.resampling import Method, resample
 from jaxnm.filtering.weights import normalize
 from jaxnm.linalg.factorizations import matmul
@@ -84,7 +85,7 @@ def _mixture(log_weights: Array, alpha: float) -> Array:
 
 def even(batch: int, num_particles: int, dtype: Any) -> Array:
     """Log-weights [B, K], all equal."""
-    return jnp.full((batch, num_particles), -np.log(num_particles), dtype)
+    return arguments.constant(np.full((batch, num_particles), -np.log(num_particles)), dtype)
 
 
 def weigh(log_weights: Array, increment: Array, missing: Array) -> Array:

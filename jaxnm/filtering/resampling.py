@@ -105,10 +105,10 @@ def soft_resample(
     arguments.check_key("soft_resample", key)
     array = _check_one_cloud("soft_resample", log_weights)
     check_alpha("soft_resample", alpha)
-    alpha = jnp.asarray(alpha)
+    alpha = arguments.constant(alpha, array.dtype)
     arguments.check_shape("soft_resample", "alpha", alpha, "a scalar", lambda shape: shape == (), "use jax.vmap")
     check_method("soft_resample", method)
-    return _soft_resample(key, array, jnp.asarray(alpha).astype(array.dtype), method)
+    return _soft_resample(key, array, alpha, method)
 
 
 def check_method(function: str, method: Any) -> None:
@@ -198,13 +198,12 @@ def _soft_resample(key: Array, log_weights: Array, alpha: Array, method: str) ->
     weights, _, alive = relative_weights(log_weights)
     weights = jnp.where(alive, weights, jnp.ones_like(weights))
     weights = weights / total(weights)
-    alpha = alpha.astype(weights.dtype)
     mixture = alpha * weights + (1 - alpha) / num
     ancestors = _resample(key, jnp.log(jax.lax.stop_gradient(mixture)), num, method)
     chosen = weights[ancestors] / (mixture[ancestors] * num)
     positive = chosen > 0
     log_chosen = jnp.where(positive, jnp.log(jnp.where(positive, chosen, jnp.ones_like(chosen))), -jnp.inf)
-    return ancestors, log_chosen.astype(log_weights.dtype)
+    return ancestors, log_chosen
 
 
 def _comb(expected: Array, num: int, offset: Callable[[Array], Array]) -> Array:

@@ -18,12 +18,12 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from jaxnm import arguments
 from jaxnm.filtering.clouds import FilterResult, FilterState, FilterStep
-from jaxnm.filtering.filter_steps import Dials, Options, advance, begin
+from jaxnm.filtering.filter_steps import Advanced, Dials, Options, advance, begin
 from jaxnm.filtering.models import StateSpaceModel
 from jaxnm.filtering.particle_filter import check_observations, check_options
 from jaxnm.filtering.resampling import Method
 from jaxnm.filtering.weights import effective_sample_size, normalize
-from jaxnm.status import Status, merge
+from jaxnm.status import Status, first_failing, merge
 
 
 class _Devices(NamedTuple):
@@ -117,13 +117,15 @@ def sharded_particle_filter(
     name = "sharded_particle_filter"
     arguments.check_key(name, key)
     devices = _check_devices(name, mesh, axis, num_particles)
-    dials = check_options(name, model, num_particles, resampling, ess_threshold, "stop", 1.0, None, None)
+    model, dials = check_options(name, model, num_particles, resampling, ess_threshold, "stop", 1.0, None, None)
     in_range = lambda x: 0 <= x <= 1
     arguments.check_number(name, "exchange_threshold", exchange_threshold, "in [0, 1]", in_range, "try 0.9")
-    observations = jax.tree.map(jnp.asarray, observations)
-    observed = check_observations(name, model, observations, mask)
+    observations, observed = check_observations(name, model, observations, mask)
     options = Options(resampling, "stop")
-    exchange = jnp.asarray(exchange_threshold)
+    (exchange,) = arguments.to_arrays(name, exchange_threshold=exchange_threshold)
+    arguments.check_real(name, "exchange_threshold", exchange)
+    scalar = lambda shape: shape == ()
+    arguments.check_shape(name, "exchange_threshold", exchange, "a scalar", scalar, "use jax.vmap for several")
     return _filter(key, model, observations, observed, dials, exchange, int(num_particles), mesh, devices, options)
 
 
@@ -173,22 +175,28 @@ def _filter(
     return each(key, model, observations, observed, dials, exchange_threshold)
 
 
-def _weighed(devices: _Devices, before: _Group, state: FilterState, step: FilterStep) -> tuple[_Group, Any]:
+def _weighed(devices: _Devices, before: _Group, advanced: Advanced) -> tuple[_Group, Any]:
     """The groups after an observation, and what this one adds to the step of all: `_together` adds it up."""
-    evidences = jax.lax.all_gather(step.log_evidence_increment, devices.axis)
-    shares, log_total = normalize(before.shares + evidences)
+    state, step = advanced.state, advanced.step
+    evidences, alive = jax.lax.all_gather((advanced.log_total, advanced.possible), devices.axis)
+    # a group that cannot explain the observation has weight zero; if none can, all are as if it were missing
+    explained = before.shares + jnp.where(alive, evidences, jnp.full_like(evidences, -jnp.inf))
+    possible = jnp.any(explained > -jnp.inf)
+    shares, log_total = normalize(jnp.where(possible, explained, before.shares + evidences))
+    zero = jnp.zeros_like(log_total)
+    log_total = log_total + jnp.where(possible, zero, jnp.full_like(zero, -jnp.inf))
     weight = jnp.exp(shares[jax.lax.axis_index(devices.axis)])
     died = state.status == jnp.int32(Status.DEGENERATE)  # which is no failure while another group lives
     status = jnp.where(died, jnp.int32(Status.OK), state.status)
-    status = merge(status, jnp.where(log_total == -jnp.inf, jnp.int32(Status.DEGENERATE), jnp.int32(Status.OK)))
+    status = merge(status, first_failing((~possible, Status.DEGENERATE)))
     part = FilterStep(
-        mean=jax.tree.map(lambda leaf: weight * leaf, step.mean),
+        mean=jax.tree.map(lambda leaf: weight.astype(leaf.dtype) * leaf, step.mean),
         effective_sample_size=weight**2 / step.effective_sample_size,
         resampled=step.resampled,
         log_evidence_increment=log_total,
         ancestors=None,
     )
-    fresh = dataclasses.replace(state, status=jnp.int32(Status.OK))
+    fresh = dataclasses.replace(state, status=jnp.int32(Status.OK), log_evidence=jnp.zeros_like(state.log_evidence))
     return _Group(fresh, shares, before.log_evidence + log_total), (part, status)
 
 
@@ -241,10 +249,10 @@ def _filter_group(
         observations = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), observations)
         observed = jnp.zeros(1, bool)
     row = lambda t: jax.tree.map(lambda leaf: leaf[t], observations)
-    state, step = begin(devices.own(jax.random.fold_in(key, 0)), model, row(0), observed[0], num)
-    zero = jnp.zeros((), state.log_weights.dtype)
+    begun = begin(devices.own(jax.random.fold_in(key, 0)), model, row(0), observed[0], num)
+    zero = jnp.zeros((), begun.state.log_weights.dtype)
     even = jnp.full(devices.size, -jnp.log(jnp.asarray(devices.size, zero.dtype)))
-    group, first = _weighed(devices, _Group(state, even, zero), state, step)
+    group, first = _weighed(devices, _Group(begun.state, even, zero), begun)
 
     def body(group: _Group, inputs: Any) -> tuple[_Group, Any]:
         time, present = inputs
@@ -254,8 +262,7 @@ def _filter_group(
             uneven = uneven | (exchange_threshold >= 1)
             group = jax.lax.cond(uneven, partial(_dealt, devices), lambda group: group, group)
         own = devices.own(jax.random.fold_in(key, time))
-        state, step = advance(own, model, group.state, row(time), present, dials, options)
-        return _weighed(devices, group, state, step)
+        return _weighed(devices, group, advance(own, model, group.state, row(time), present, dials, options))
 
     times = jnp.arange(1, length, dtype=jnp.int32)
     group, rest = jax.lax.scan(body, group, (times, observed[1:]))

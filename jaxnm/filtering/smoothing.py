@@ -9,10 +9,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Key
 
 from jaxnm import arguments
+from jaxnm.filtering import user_functions
 from jaxnm.filtering.clouds import FilterHistory, FilterResult
+from jaxnm.filtering.filter_steps import dtype_of_mean
 from jaxnm.filtering.models import StateSpaceModel
+from jaxnm.filtering.particle_filter import known_model
 from jaxnm.filtering.weights import normalize
 from jaxnm.linalg.factorizations import einsum
+from jaxnm.status import Status, first_failing, merge
+
+
+@flax.struct.dataclass
+class SampledPaths:
+    """Trajectories drawn from the distribution of all states given all observations."""
+
+    states: Any
+    """Leaves [num, T, ...]; floating ones are NaN at and before the time at which there was nothing to draw from."""
+    status: Int32[Array, "num"]
+    """Of each trajectory: OK, DEGENERATE, NONFINITE_RESULT, or that of the filter."""
 
 
 @flax.struct.dataclass
@@ -99,7 +113,7 @@ def backward_sample(
     *,
     controls: Any = None,
     batch_size: int = 64,
-) -> Any:
+) -> SampledPaths:
     """Trajectories from the distribution of all states given all observations (forward filtering, backward sampling).
 
     Args:
@@ -111,12 +125,19 @@ def backward_sample(
       batch_size: how many trajectories go together, which bounds the memory to batch_size x N weights (static).
 
     Returns:
-      leaves [num, T, ...].
+      `SampledPaths(states, status)`, with leaves [num, T, ...] and [num].
 
     Raises:
-      ValueError: a result without the clouds, a model without a transition density, num < 1, missing controls.
+      ValueError: a result without the clouds, a model without a transition density or one that does not return [N],
+        num < 1, missing controls or as many as there are not times.
 
-    Cost: O(T N) a trajectory. Differentiable with the chosen indices held fixed.
+    Status:
+      That of the filter where it is not OK: the trajectories are those given the observations that it could use. Else,
+      for each trajectory, DEGENERATE: at some time the transition density from every particle to the state drawn after
+      it was zero; NONFINITE_RESULT: it was NaN or +inf for some particle, which counts as zero. Where no particle was
+      left to draw, floating leaves are NaN from there back to time 0.
+
+    Cost: O(T N) a trajectory. Differentiable in the states of the clouds, with the chosen indices held fixed.
     Source: S. J. Godsill, A. Doucet, M. West, J. Amer. Statist. Assoc. 99 (2004), 156-168, algorithm 1.
 
     Example:
@@ -128,7 +149,7 @@ def backward_sample(
       ... )
       >>> from jaxnm.filtering.particle_filter import particle_filter
       >>> result = particle_filter(jax.random.key(0), walk, jnp.zeros(3), num_particles=4, history="full")
-      >>> backward_sample(jax.random.key(1), walk, result, 5).shape
+      >>> backward_sample(jax.random.key(1), walk, result, 5).states.shape
       (5, 3)
     """
     name = "backward_sample"
@@ -136,14 +157,20 @@ def backward_sample(
     arguments.check_count(name, "num", num, minimum=1)
     arguments.check_count(name, "batch_size", batch_size, minimum=1)
     history = _history(name, result, "particles")
+    model = known_model(name, model)
     if model.transition_log_density is None:
         arguments.refuse(name, "transition_log_density", "None", "a function", "give it to StateSpaceModel")
     if model.controlled and controls is None:
         arguments.refuse(name, "controls", "None", "[T, ...]", "the model is controlled")
+    length = result.effective_sample_size.shape[0]
     controls = jax.tree.map(jnp.asarray, controls) if model.controlled else None
-    if result.effective_sample_size.shape[0] == 0:
-        return jax.tree.map(lambda leaf: jnp.zeros((num, 0, *leaf.shape[2:]), leaf.dtype), history.particles)
-    return _backward_sample(key, model, history, controls, int(num), int(batch_size))
+    if any(leaf.shape[:1] != (length,) for leaf in jax.tree.leaves(controls)):
+        got = f"with leaves of shapes {[leaf.shape for leaf in jax.tree.leaves(controls)]}"
+        arguments.refuse(name, "controls", got, f"leaves [{length}, ...]", "pass those that the filter had")
+    if length == 0:
+        states = jax.tree.map(lambda leaf: jnp.zeros((num, 0, *leaf.shape[2:]), leaf.dtype), history.particles)
+        return SampledPaths(states, jnp.broadcast_to(result.status, (num,)))
+    return _backward_sample(key, model, history, result.status, controls, int(num), int(batch_size))
 
 
 def degeneracy(result: FilterResult) -> Degeneracy:
@@ -158,7 +185,7 @@ def degeneracy(result: FilterResult) -> Degeneracy:
     Raises:
       ValueError: a result without observations.
 
-    Cost: O(T), and O(T N) with ancestors. Not differentiable.
+    Cost: O(T), and O(T N) with ancestors. Of its fields only the effective sample size is differentiable.
 
     Example:
       >>> walk = StateSpaceModel(
@@ -199,38 +226,59 @@ def _smoothed_mean(history: FilterHistory, log_weights: Array) -> Any:
 
     def of_leaf(leaf: Array) -> Array:
         chosen = jax.vmap(lambda cloud, line: cloud[line])(leaf, lines)
-        return einsum("n,tn...->t...", weights, chosen.astype(weights.dtype))
+        dtype = dtype_of_mean(leaf, weights)
+        return einsum("n,tn...->t...", weights.astype(dtype), chosen.astype(dtype))
 
     return jax.tree.map(of_leaf, history.particles)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
+@partial(jax.jit, static_argnums=(5, 6))
 def _backward_sample(
-    key: Array, model: StateSpaceModel, history: FilterHistory, controls: Any, num: int, batch_size: int
-) -> Any:
+    key: Array,
+    model: StateSpaceModel,
+    history: FilterHistory,
+    status: Array,
+    controls: Any,
+    num: int,
+    batch_size: int,
+) -> SampledPaths:
     particles, log_weights = history.particles, jnp.asarray(history.log_weights)
     length, count = log_weights.shape
     at = lambda tree, t: jax.tree.map(lambda leaf: leaf[t], tree)
 
-    def one(key: Array) -> Any:
+    def one(key: Array) -> SampledPaths:
         first, rest = jax.random.split(key)
         index = jax.random.categorical(first, log_weights[-1])
         last = at(at(particles, length - 1), index)
 
-        def back(after: Any, time: Array) -> tuple[Any, Any]:
+        def back(later: tuple[Any, Array], time: Array) -> tuple[tuple[Any, Array], tuple[Any, Array]]:
+            after, code = later
             cloud = at(particles, time)
             repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (count, *leaf.shape)), after)
-            extra = () if controls is None else (at(controls, time + 1),)
-            density = model.transition_log_density(repeated, cloud, time + 1, *extra)
-            chances = jax.lax.stop_gradient(normalize(log_weights[time] + density.astype(log_weights.dtype))[0])
+            control = () if controls is None else (at(controls, time + 1),)
+            density = user_functions.transition_log_density(model, repeated, cloud, time + 1, control, count)
+            density = jax.lax.stop_gradient(density).astype(log_weights.dtype)
+            usable = density < jnp.inf  # False for NaN
+            chances, total = normalize(log_weights[time] + jnp.where(usable, density, -jnp.inf))
+            dead = total == -jnp.inf
+            told = first_failing((jnp.any(~usable), Status.NONFINITE_RESULT), (dead, Status.DEGENERATE))
             chosen = at(cloud, jax.random.categorical(jax.random.fold_in(rest, time), chances))
-            return chosen, chosen
+            return (chosen, merge(code, told)), (chosen, dead)
 
         times = jnp.arange(length - 1, dtype=jnp.int32)
-        _, earlier = jax.lax.scan(back, last, times, reverse=True)
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, last)
+        (_, code), (earlier, dead) = jax.lax.scan(back, (last, jnp.int32(Status.OK)), times, reverse=True)
+        states = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, last)
+        # whatever comes before a time without a choice continues nothing
+        lost = jnp.append(jax.lax.cumsum(dead.astype(jnp.int32), reverse=True) > 0, jnp.bool(False))
+        return SampledPaths(jax.tree.map(partial(_nan_where, lost), states), merge(status, code))
 
     return jax.lax.map(one, jax.random.split(key, num), batch_size=min(batch_size, num))
+
+
+def _nan_where(lost: Array, leaf: Array) -> Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
+    return arguments.nan_unless(leaf, ~lost, leaf.ndim - 1)
 
 
 @jax.jit

@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from jaxnm import arguments
-from jaxnm.filtering.cells import CellOutput, ParticleCell, check_counts, check_inputs, check_world
+from jaxnm.filtering.cells import CellOutput, ParticleCell, check_counts, check_inputs, check_precision, check_world
+from jaxnm.filtering.particle_filter import check_flag
 from jaxnm.filtering.particle_steps import KEPT, linear, zero_where_missing
 
 _KINDS = ("gru", "lstm")
@@ -50,6 +51,7 @@ class RecurrentBaseline(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_counts("RecurrentBaseline", in_features=in_features, hidden=hidden, out_features=out_features)
+        check_precision("RecurrentBaseline", dtype)
         if kind not in _KINDS:
             arguments.refuse("RecurrentBaseline", "kind", repr(kind), f"one of {_KINDS}", "use 'gru'")
         self.in_features, self.hidden, self.kind = in_features, hidden, kind
@@ -162,6 +164,7 @@ def unroll(
     (inputs,) = arguments.to_arrays("unroll", inputs=inputs)
     arguments.check_shape("unroll", "inputs", inputs, "[T, B, features]", lambda shape: len(shape) == 3)
     beacons, size = check_world("unroll", beacons, size, inputs.dtype)
+    check_flag("unroll", "checkpoint", checkpoint)
     return _unroll(graphdef, params, inputs, key, beacons, size, int(num_particles), bool(checkpoint))
 
 

@@ -1,7 +1,5 @@
 """Log-weights: normalization, effective sample size, and sums that stay accurate over ten million terms."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
@@ -22,10 +20,10 @@ def normalize(
 
     Returns:
       log_weights [..., N] with `sum(exp(log_weights)) = 1`, and log_total [...]. Where every weight is zero: -log N
-      each, and -inf. Of the dtype of the input; sums of half precision are accumulated in float32.
+      each, and -inf. Of the dtype of the input.
 
     Raises:
-      ValueError: no particles. TypeError: complex log-weights.
+      ValueError: no particles. TypeError: complex log-weights, or half precision.
 
     Cost: three passes. Differentiable wherever the total is positive; the derivative is zero where it is not.
 
@@ -74,11 +72,6 @@ def check_log_weights(function: str, log_weights: ArrayLike) -> Array:
     return array
 
 
-def accurate(dtype: Any) -> Any:
-    """The dtype of sums: float32 for half precision, else the same."""
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
 def total(x: Array) -> Array:
     """Sum over the last axis in blocks, whose rounding grows with the logarithm of the number of terms."""
     n = x.shape[-1]
@@ -91,9 +84,8 @@ def total(x: Array) -> Array:
 
 def relative_weights(log_weights: Array) -> tuple[Array, Array, Array]:
     """(weights over the largest, the log of the largest, whether any is positive); what is not finite is zero."""
-    x = log_weights.astype(accurate(log_weights.dtype))
-    usable = x < jnp.inf  # False for NaN
-    x = jnp.where(usable, x, jnp.full_like(x, -jnp.inf))
+    usable = log_weights < jnp.inf  # False for NaN
+    x = jnp.where(usable, log_weights, jnp.full_like(log_weights, -jnp.inf))
     largest = jax.lax.stop_gradient(jnp.max(x, -1))
     alive = largest > -jnp.inf
     largest = jnp.where(alive, largest, jnp.zeros_like(largest))
@@ -106,14 +98,12 @@ def _normalize(log_weights: Array) -> tuple[Array, Array]:
     summed = total(weights)
     log_sum = jnp.log(jnp.where(alive, summed, jnp.ones_like(summed)))
     log_total = largest + log_sum
-    x = log_weights.astype(weights.dtype)
-    usable = x < jnp.inf
+    usable = log_weights < jnp.inf
     # selected before the subtraction, so that what is not used has no derivative; not less log_total, which is rounded
-    x = jnp.where(usable, x, jnp.full_like(x, -jnp.inf)) - largest[..., None] - log_sum[..., None]
+    x = jnp.where(usable, log_weights, jnp.full_like(log_weights, -jnp.inf)) - largest[..., None] - log_sum[..., None]
     even = jnp.full_like(x, -jnp.log(jnp.asarray(x.shape[-1], x.dtype)))
     normalized = jnp.where(alive[..., None], x, even)
-    log_total = jnp.where(alive, log_total, jnp.full_like(log_total, -jnp.inf))
-    return normalized.astype(log_weights.dtype), log_total.astype(log_weights.dtype)
+    return normalized, jnp.where(alive, log_total, jnp.full_like(log_total, -jnp.inf))
 
 
 @jax.jit
@@ -123,4 +113,4 @@ def _effective_sample_size(log_weights: Array) -> Array:
     one = jnp.ones_like(first)
     ratio = jnp.where(alive, first, one) ** 2 / jnp.where(alive, second, one)
     number = jnp.full_like(ratio, weights.shape[-1])
-    return jnp.where(alive, ratio, number).astype(log_weights.dtype)
+    return jnp.where(alive, ratio, number)

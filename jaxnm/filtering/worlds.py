@@ -284,11 +284,16 @@ def is_free(world: World, positions: Float[ArrayLike, "*batch 2"]) -> Bool[Array
     """
     (positions,) = arguments.to_arrays("is_free", positions=positions)
     _check_points("is_free", positions)
-    size = jnp.array(world.blocked.shape, positions.dtype)
+    return _is_free(world.blocked, positions)
+
+
+@jax.jit
+def _is_free(blocked: Array, positions: Array) -> Array:
+    size = jnp.array(blocked.shape, positions.dtype)
     size = size.reshape((1,) * (positions.ndim - 1) + (2,))
     inside = jnp.all((positions >= 0) & (positions < size), axis=-1)
     cells = jnp.where(inside[..., None], positions, 0).astype(jnp.int32)
-    return inside & ~world.blocked[cells[..., 0], cells[..., 1]]
+    return inside & ~blocked[cells[..., 0], cells[..., 1]]
 
 
 def _check_points(function: str, positions: Array) -> None:
@@ -389,7 +394,7 @@ def simulate(
       TypeError: a raw key. ValueError: num_trajectories or num_steps < 1, num_ranges > m, a negative number.
 
     Cost: n T m distances, half of it all; memory is the result.
-    Not differentiable (where robots turn is a jump).
+    Not differentiable, which raises TypeError: where robots turn is a jump.
 
     Example:
       >>> tracks = simulate(jax.random.key(0), maze10(), 100, 50)
@@ -403,7 +408,14 @@ def simulate(
     noise = {"speed": speed, "speed_noise": speed_noise, "heading_noise": heading_noise, "range_noise": range_noise}
     for name, value in noise.items():
         arguments.check_number("simulate", name, value, ">= 0", lambda number: number >= 0, "pass its size")
-    noise = [jnp.asarray(value, world.beacons.dtype) for value in noise.values()]
+    noise = [arguments.constant(value, world.beacons.dtype) for value in noise.values()]
+    for name, value in zip(("speed", "speed_noise", "heading_noise", "range_noise"), noise, strict=True):
+        arguments.check_shape(
+            "simulate", name, value, "a scalar", lambda shape: shape == (), "use jax.vmap for several"
+        )
+    remedy = "differentiate the evidence of localization_model by its parameters instead"
+    beacons, noise = arguments.without_derivative("simulate", "an argument", (world.beacons, noise), remedy=remedy)
+    world = dataclasses.replace(world, beacons=beacons)
     return _simulate(key, world, *noise, int(num_trajectories), int(num_steps), int(num_ranges))
 
 
@@ -533,7 +545,7 @@ def check_scales(function: str, world: World, range_scale: Any, jitter: Any) -> 
     scalars = []
     for name, value in (("range_scale", range_scale), ("jitter", jitter)):
         arguments.check_number(function, name, value, "> 0", lambda number: number > 0, "pass a standard deviation")
-        scalars.append(jnp.asarray(value, world.beacons.dtype))
+        scalars.append(arguments.constant(value, world.beacons.dtype))
         arguments.check_shape(function, name, scalars[-1], "a scalar", lambda shape: shape == ())
     return scalars[0], scalars[1]
 

@@ -128,7 +128,10 @@ def test_dead_groups_are_revived_and_a_dead_cloud_is_kept():
     assert int(dead.status) == Status.DEGENERATE
     assert dead.log_evidence == -np.inf
     assert np.all(np.asarray(dead.particles["home"]) == 3)
-    assert np.allclose(dead.log_weights, -np.log(96), rtol=1e-14)
+    # all devices go on as if the observation were missing
+    missing = run(alive.at[2].set(jnp.nan), 0.9)
+    assert np.allclose(dead.log_weights, missing.log_weights, rtol=1e-14)
+    assert np.allclose(np.exp(dead.log_weights).sum(), 1, rtol=1e-14)
     assert np.allclose(dead.mean["home"], 3, rtol=1e-14)
 
 

@@ -192,7 +192,9 @@ def test_means_variances_and_smoothing():
     few = particle_filter(
         jax.random.key(2), _model(jnp.asarray(_THETA)), jnp.asarray(observations), num_particles=1000, history="full"
     )
-    paths = np.asarray(backward_sample(jax.random.key(3), _model(jnp.asarray(_THETA)), few, draws))
+    sampled = backward_sample(jax.random.key(3), _model(jnp.asarray(_THETA)), few, draws)
+    assert np.all(sampled.status == Status.OK)
+    paths = np.asarray(sampled.states)
     assert paths.shape == (draws, 30)
     assert np.all(np.abs(paths.mean(0) - smooth) <= 6 * np.sqrt(variances * (1 / draws + 1 / 200)))
 
@@ -244,12 +246,12 @@ def test_controls_move_the_cloud():
     )
     result = particle_filter(jax.random.key(0), model, (jnp.zeros(4), controls), num_particles=5, history="full")
     assert np.allclose(result.mean[:, 0], [0.0, 1.0, 3.0, 7.0], rtol=1e-14)
-    paths = backward_sample(jax.random.key(1), model, result, 3, controls=controls)
+    paths = backward_sample(jax.random.key(1), model, result, 3, controls=controls).states
     assert np.array_equal(paths[..., 0], np.tile([0.0, 1.0, 3.0, 7.0], (3, 1)))
 
 
 @pytest.mark.parametrize("resampled", [0.0, 1.0])
-def test_an_impossible_observation_keeps_the_cloud(resampled):
+def test_an_impossible_observation_leaves_a_cloud_that_moved(resampled):
     theta, observations = jnp.asarray(_THETA), jnp.asarray(_record(6)).at[3].set(1e300)
 
     def run(theta):
@@ -259,8 +261,17 @@ def test_an_impossible_observation_keeps_the_cloud(resampled):
 
     result = run(theta)
     assert int(result.status) == Status.DEGENERATE
-    assert np.array_equal(result.history.particles[3], result.history.particles[2])
-    assert np.allclose(np.exp(result.history.log_weights[3]), 1 / 40)
+    masked = particle_filter(
+        jax.random.key(0),
+        _model(theta),
+        observations,
+        num_particles=40,
+        ess_threshold=resampled,
+        history="full",
+        mask=jnp.arange(6) != 3,
+    )
+    assert np.array_equal(result.history.particles, masked.history.particles)
+    assert np.allclose(result.history.log_weights, masked.history.log_weights, rtol=1e-12)
     assert result.log_evidence == -np.inf
     assert int(degeneracy(result).impossible_at) == 3
     assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves((result.mean, result.log_evidence_increments)))
@@ -291,7 +302,7 @@ def test_no_observations(history):
     assert result.particles.shape == (5,)
     assert int(result.status) == Status.OK
     if history == "full":
-        assert backward_sample(jax.random.key(0), _model(jnp.asarray(_THETA)), result, 3).shape == (3, 0)
+        assert backward_sample(jax.random.key(0), _model(jnp.asarray(_THETA)), result, 3).states.shape == (3, 0)
 
 
 def test_checkpoints_change_no_gradient_and_save_memory():
