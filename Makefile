@@ -1,9 +1,9 @@
 # make tour    set up an environment and run the tour       make test   set up and run the tests
 # make lint | docs | bench | lock | clean                    PYTHON=...  use an interpreter that is already set up
-# make exhaustive   the tests that take minutes
+# make exhaustive   the tests that take minutes            make figures   the worst figures of the tests of trust, for the docs
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help tour test exhaustive lint docs bench lock clean
+.PHONY: help tour test exhaustive figures lint docs bench lock clean
 
 VENV := .venv
 ifdef PYTHON
@@ -35,8 +35,13 @@ test: $(call needs,test)
 	$(RUN) -m pytest $(JOBS) $(filter-out tests/devices,$(OPTIMIZED))
 	$(RUN) -m pytest tests/devices
 
+TRUST := tests/contracts tests/trust
 exhaustive: $(call needs,test)
-	$(RUN) -m pytest $(JOBS) -m exhaustive
+	$(QUICK) $(RUN) -m pytest $(JOBS) -m exhaustive $(TRUST)
+	$(RUN) -m pytest $(JOBS) -m exhaustive $(addprefix --ignore=,$(TRUST))
+
+figures: $(call needs,test)
+	$(QUICK) $(RUN) -m pytest $(JOBS) -m 'exhaustive or not exhaustive' --figures docs/trust.json $(TRUST)
 
 lint: $(call needs,test) $(call needs,examples)
 	$(RUN) -m ruff check .

@@ -50,7 +50,7 @@ myst_heading_anchors = 3
 # "force", not "cache": a cached output would survive a change of the package.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600
 nb_execution_show_tb = True
 nb_render_markdown_format = "myst"
 # Anything that a cell writes to stderr is a warning of somebody's, hence a failure of the build.

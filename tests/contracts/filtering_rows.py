@@ -8,10 +8,19 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from jaxnm import filtering
-from tests.contracts.row import Row, matrix, number, of
+from tests.contracts.row import Row, Shift, law, matrix, number, of
 
-_KEY = jax.random.key
+
+def _key(seed: int) -> jax.Array:
+    """A fixed key; made by the row and not by what it calls, so that it may be transferred."""
+    with jax.transfer_guard("allow"):
+        return jax.random.key(seed)
+
+
 _INTEGER = "integers"
+_LOGARITHMS = "log-weights have no unit; their shifts are in tests/filtering/test_units.py"
+_CELLS = "cells are the unit of a world, and its map is static"
+_NETWORK = "a network has no units"
 _HOST = "made on the host from a static map or module; see tests/filtering"
 _TRAINING = "takes a module or a file, and runs on the host; see tests/filtering/test_training.py"
 _MAP = ("..B.", "....", ".#..")
@@ -21,62 +30,72 @@ def _log_weights(dtype: Any) -> jax.Array:
     return matrix(dtype, 6)
 
 
-def _theta(dtype: Any) -> jax.Array:
+def _vector(dtype: Any) -> jax.Array:
     return jnp.asarray([0.7, 1.0, 0.6], dtype)
 
 
-def _initial(theta: jax.Array, key: jax.Array, num: int) -> jax.Array:
-    return theta[1] * jax.random.normal(key, (num,), theta.dtype)
+def _theta(dtype: Any) -> tuple[jax.Array, ...]:
+    """A share, and standard deviations of moves and observations, in units of the state."""
+    return tuple(jnp.asarray(value, dtype) for value in (0.7, 1.0, 0.6))
 
 
-def _transition(theta: jax.Array, key: jax.Array, x: jax.Array, time: Any) -> jax.Array:
+def _initial(theta: tuple[jax.Array, ...], key: jax.Array, num: int) -> jax.Array:
+    return theta[1] * jax.random.normal(key, (num,), theta[1].dtype)
+
+
+def _transition(theta: tuple[jax.Array, ...], key: jax.Array, x: jax.Array, time: Any) -> jax.Array:
     return theta[0] * x + theta[1] * jax.random.normal(key, x.shape, x.dtype)
 
 
-def _log_likelihood(theta: jax.Array, x: jax.Array, y: jax.Array, time: Any) -> jax.Array:
+def _log_likelihood(theta: tuple[jax.Array, ...], x: jax.Array, y: jax.Array, time: Any) -> jax.Array:
     return -0.5 * ((y - x) / theta[2]) ** 2 - jnp.log(theta[2])
 
 
-def _log_transition(theta: jax.Array, new: jax.Array, old: jax.Array, time: Any) -> jax.Array:
+def _log_transition(theta: tuple[jax.Array, ...], new: jax.Array, old: jax.Array, time: Any) -> jax.Array:
     return -0.5 * ((new - theta[0] * old) / theta[1]) ** 2 - jnp.log(theta[1])
 
 
-def _model(theta: jax.Array) -> filtering.StateSpaceModel:
+def _model(theta: tuple[jax.Array, ...]) -> filtering.StateSpaceModel:
     functions = (_initial, _transition, _log_likelihood, _log_transition)
     return filtering.StateSpaceModel(*(Partial(function, theta) for function in functions))
 
 
-def _filter(theta: jax.Array, observations: jax.Array, **options: Any) -> filtering.FilterResult:
-    return filtering.particle_filter(_KEY(0), _model(theta), observations, num_particles=8, **options)
+def _filter(theta: tuple[jax.Array, ...], observations: jax.Array, **options: Any) -> filtering.FilterResult:
+    # with ancestors held fixed a second derivative is that of the first
+    options = {"num_particles": 8, "gradient": "plain"} | options
+    return filtering.particle_filter(_key(0), _model(theta), observations, **options)
 
 
-def _full(theta: jax.Array, observations: jax.Array) -> filtering.FilterResult:
+def _full(theta: tuple[jax.Array, ...], observations: jax.Array) -> filtering.FilterResult:
     return _filter(theta, observations, history="full")
 
 
-def _first(theta: jax.Array, observation: jax.Array) -> Any:
-    return filtering.filter_init(_KEY(0), _model(theta), observation, num_particles=8)
+def _first(theta: tuple[jax.Array, ...], observation: jax.Array) -> Any:
+    return filtering.filter_init(_key(0), _model(theta), observation, num_particles=8)
 
 
-def _next(theta: jax.Array, observation: jax.Array) -> Any:
-    return filtering.filter_step(_KEY(1), _model(theta), _first(theta, observation)[0], observation)
+def _next(theta: tuple[jax.Array, ...], observation: jax.Array) -> Any:
+    state, _ = _first(theta, observation)
+    return filtering.filter_step(_key(1), _model(theta), state, observation, gradient="plain")
 
 
-def _sharded(theta: jax.Array, observations: jax.Array) -> filtering.FilterResult:
+def _sharded(theta: tuple[jax.Array, ...], observations: jax.Array) -> filtering.FilterResult:
     mesh = jax.make_mesh((1,), ("particles",), axis_types=(jax.sharding.AxisType.Auto,))
-    return filtering.sharded_particle_filter(_KEY(0), _model(theta), observations, num_particles=8, mesh=mesh)
+    options = {"num_particles": 8, "mesh": mesh, "ess_threshold": 0.0}
+    return filtering.sharded_particle_filter(_key(0), _model(theta), observations, **options)
 
 
-def _backward(theta: jax.Array, observations: jax.Array) -> jax.Array:
-    return filtering.backward_sample(_KEY(2), _model(theta), _full(theta, observations), 3)
+def _backward(theta: tuple[jax.Array, ...], observations: jax.Array) -> filtering.SampledPaths:
+    return filtering.backward_sample(_key(2), _model(theta), _full(theta, observations), 3)
 
 
 def _world(dtype: Any) -> filtering.World:
-    return filtering.world_from_map("small", _MAP, dtype=dtype)
+    with jax.transfer_guard("allow"):
+        return filtering.world_from_map("small", _MAP, dtype=dtype)
 
 
 def _simulate(speed: jax.Array) -> filtering.Trajectories:
-    return filtering.simulate(_KEY(0), _world(speed.dtype), 2, 4, num_ranges=2, speed=speed)
+    return filtering.simulate(_key(0), _world(speed.dtype), 2, 4, num_ranges=2, speed=speed)
 
 
 def _histogram(ranges: jax.Array, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -98,7 +117,16 @@ def _linear(dtype: Any) -> filtering.LinearGaussianModel:
 
 
 def _simulate_linear(model: filtering.LinearGaussianModel) -> Any:
-    return filtering.simulate_linear_gaussian(_KEY(0), model, 3)
+    return filtering.simulate_linear_gaussian(_key(0), model, 3)
+
+
+_CLOUD = {
+    ".particles": 1, ".mean": 1, ".log_evidence": Shift(-4), ".log_evidence_increment": Shift(-1),
+}  # fmt: skip
+_FILTER_LAW = law((0, 1, 1), 1, result=_CLOUD)
+_KALMAN_UNITS = filtering.LinearGaussianModel(1, 2, 0, 2, 0, 2)
+_KALMAN = {".means": 1, ".covariances": 2, ".log_evidence": Shift(-4)}
+_FILTERED = {".predicted_means": 1, ".predicted_covariances": 2, ".log_evidence_increments": Shift(-1)}
 
 
 def _unroll(kind: str) -> Any:
@@ -108,10 +136,10 @@ def _unroll(kind: str) -> Any:
         graphdef, params = nnx.split(cell)
 
         def run(params: Any, inputs: jax.Array) -> Any:
-            return filtering.unroll(graphdef, params, inputs, _KEY(0), num_particles=3)
+            return filtering.unroll(graphdef, params, inputs, _key(0), num_particles=3)
 
         def start(params: Any, inputs: jax.Array) -> Any:
-            return filtering.initial_particles(_KEY(0), nnx.merge(graphdef, params), 2, 3)
+            return filtering.initial_particles(_key(0), nnx.merge(graphdef, params), 2, 3)
 
         leaves, structure = jax.tree.flatten(params)
         function = {"unroll": run, "initial_particles": start}[kind]
@@ -129,42 +157,85 @@ def _poses(dtype: Any) -> jax.Array:
 
 _size = lambda dtype: jnp.asarray([4.0, 5.0], dtype)
 
+_rows = lambda dtype: matrix(dtype, 4)
+
 FILTERING_ROWS = [
-    Row("filtering.normalize", of(filtering.normalize, _log_weights)),
-    Row("filtering.effective_sample_size", of(filtering.effective_sample_size, _log_weights)),
-    Row("filtering.resample", of(lambda x: filtering.resample(_KEY(0), x), _log_weights), _INTEGER),
-    Row("filtering.soft_resample", of(lambda x: filtering.soft_resample(_KEY(0), x)[1], _log_weights)),
+    Row("filtering.normalize", of(filtering.normalize, _log_weights), scaling=_LOGARITHMS),
+    Row("filtering.effective_sample_size", of(filtering.effective_sample_size, _log_weights), scaling=_LOGARITHMS),
+    Row(
+        "filtering.resample",
+        of(lambda x: filtering.resample(_key(0), x), _log_weights),
+        _INTEGER,
+        order=None,
+        scaling=_LOGARITHMS,
+    ),
+    Row(
+        "filtering.soft_resample",
+        of(lambda x: filtering.soft_resample(_key(0), x)[1], _log_weights),
+        scaling=_LOGARITHMS,
+    ),
     Row(
         "filtering.observed_log_density",
-        of(lambda y, x: filtering.observed_log_density(lambda y: -((y - x) ** 2), y), _theta, _theta),
+        of(lambda y, x: filtering.observed_log_density(lambda y: -((y - x) ** 2), y), _vector, _vector),
+        scaling=law(1, 1, result=2),
     ),
-    Row("filtering.particle_filter", of(_filter, _theta, lambda d: matrix(d, 4)), heavy=True),
-    Row("filtering.sharded_particle_filter", of(_sharded, _theta, lambda d: matrix(d, 4)), heavy=True),
-    Row("filtering.filter_init", of(_first, _theta, number(0.3))),
-    Row("filtering.filter_step", of(_next, _theta, number(0.3)), heavy=True),
+    Row("filtering.particle_filter", of(_filter, _theta, _rows), heavy=True, scaling=_FILTER_LAW),
+    Row("filtering.sharded_particle_filter", of(_sharded, _theta, _rows), heavy=True, scaling=_FILTER_LAW),
+    Row(
+        "filtering.filter_init",
+        of(_first, _theta, number(0.3)),
+        scaling=law((0, 1, 1), 1, result=_CLOUD | {".log_evidence": Shift(-1)}),
+    ),
+    Row(
+        "filtering.filter_step",
+        of(_next, _theta, number(0.3)),
+        heavy=True,
+        scaling=law((0, 1, 1), 1, result=_CLOUD | {".log_evidence": Shift(-2)}),
+    ),
     Row(
         "filtering.genealogy",
-        of(lambda *args: filtering.genealogy(_full(*args)), _theta, lambda d: matrix(d, 4)),
+        of(lambda *args: filtering.genealogy(_full(*args)), _theta, _rows),
         _INTEGER,
         heavy=True,
+        order=None,
+        scaling=law((0, 1, 1), 1, result=0),
     ),
     Row(
         "filtering.smoothed_mean",
-        of(lambda *args: filtering.smoothed_mean(_full(*args)), _theta, lambda d: matrix(d, 4)),
+        of(lambda *args: filtering.smoothed_mean(_full(*args)), _theta, _rows),
         heavy=True,
+        scaling=law((0, 1, 1), 1, result=1),
     ),
-    Row("filtering.backward_sample", of(_backward, _theta, lambda d: matrix(d, 4)), heavy=True),
+    Row(
+        "filtering.backward_sample",
+        of(_backward, _theta, _rows),
+        heavy=True,
+        scaling=law((0, 1, 1), 1, result=1),
+    ),
     Row(
         "filtering.degeneracy",
-        of(lambda *args: filtering.degeneracy(_full(*args)), _theta, lambda d: matrix(d, 4)),
-        "counts and extremes of integers",
+        of(lambda *args: filtering.degeneracy(_full(*args)), _theta, _rows),
         heavy=True,
+        scaling=law((0, 1, 1), 1, result=0),
     ),
-    *(
-        Row(f"filtering.{name}", of(getattr(filtering, name), _linear, lambda d: matrix(d, 4, 1)), heavy=True)
-        for name in ("kalman_filter", "kalman_smoother")
+    Row(
+        "filtering.kalman_filter",
+        of(filtering.kalman_filter, _linear, lambda d: matrix(d, 4, 1)),
+        heavy=True,
+        scaling=law(_KALMAN_UNITS, 1, result=_KALMAN | _FILTERED),
     ),
-    Row("filtering.simulate_linear_gaussian", of(_simulate_linear, _linear), heavy=True),
+    Row(
+        "filtering.kalman_smoother",
+        of(filtering.kalman_smoother, _linear, lambda d: matrix(d, 4, 1)),
+        heavy=True,
+        scaling=law(_KALMAN_UNITS, 1, result=_KALMAN | {".cross_covariances": 2}),
+    ),
+    Row(
+        "filtering.simulate_linear_gaussian",
+        of(_simulate_linear, _linear),
+        heavy=True,
+        scaling=law(_KALMAN_UNITS, result=1),
+    ),
     *(
         Row(f"filtering.{name}", of(lambda x: None, number(1.0)), _HOST, "makes functions, not arrays; see its tests")
         for name in ("as_state_space_model", "optimal_proposal", "localization_model")
@@ -177,19 +248,30 @@ FILTERING_ROWS = [
         "filtering.is_free",
         of(lambda x: filtering.is_free(_world(x.dtype), x), lambda d: 1 + matrix(d, 3, 2) ** 2),
         "booleans",
+        order=None,
+        scaling=_CELLS,
     ),
     Row(
         "filtering.nearest_ranges",
         of(lambda x, b: filtering.nearest_ranges(x, b, 2), lambda d: matrix(d, 3, 2), lambda d: matrix(d, 4, 2)),
+        scaling=law(1, 1, result=1),
     ),
-    Row("filtering.simulate", of(_simulate, number(0.3)), "it chooses among free moves", heavy=True),
+    Row(
+        "filtering.simulate",
+        of(_simulate, number(0.3)),
+        "it chooses among free moves",
+        heavy=True,
+        order=0,
+        scaling=_CELLS,
+    ),
     Row(
         "filtering.histogram_filter",
         of(_histogram, lambda d: 1 + matrix(d, 3, 2) ** 2, lambda d: matrix(d, 3, 4) / 4),
         heavy=True,
+        scaling=_CELLS,
     ),
-    Row("filtering.unroll", _unroll("unroll"), heavy=True, tolerance=1e-9),
-    Row("filtering.initial_particles", _unroll("initial_particles"), "random numbers, no function of the arguments"),
+    Row("filtering.unroll", _unroll("unroll"), heavy=True, tolerance=1e-9, scaling=_NETWORK),
+    Row("filtering.initial_particles", _unroll("initial_particles"), scaling=_NETWORK),
     *(
         Row(f"filtering.{name}", of(lambda x: None, number(1.0)), _TRAINING, _TRAINING)
         for name in ("train", "evaluate", "network_inputs", "motion_loss", "save_parameters", "load_parameters")
@@ -197,6 +279,11 @@ FILTERING_ROWS = [
     Row(
         "filtering.localization_loss",
         of(filtering.localization_loss, lambda d: matrix(d, 3, 2, 3), _poses, _size),
+        scaling="positions are relative to the sides of the world, headings in turns",
     ),
-    Row("filtering.elbo_loss", of(filtering.elbo_loss, lambda d: matrix(d, 3, 2, 4, 3), _poses, _size)),
-]  # fmt: skip
+    Row(
+        "filtering.elbo_loss",
+        of(filtering.elbo_loss, lambda d: matrix(d, 3, 2, 4, 3), _poses, _size),
+        scaling="positions are relative to the sides of the world, headings in turns",
+    ),
+]

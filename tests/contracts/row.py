@@ -1,5 +1,6 @@
 """What a row of the table is."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,67 @@ Build = Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
+class Shift:
+    """A logarithm: where arguments are scaled by s, `times * log(s)` is added to it."""
+
+    times: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """With each argument times its power of s, the result is times its power of s.
+
+    `arguments`: for each argument a power, or a pytree prefix of powers. `result`: a power for every floating leaf; or
+    a tuple with one for each part of a tuple; or a dict from a part of a leaf's path (".x") to its power, 0 for the
+    rest. `Shift` stands for the logarithm of something that scales, None for a leaf that is not to be compared.
+    """
+
+    arguments: tuple[Any, ...]
+    result: Any
+
+    def scaled(self, args: tuple[Any, ...], s: float) -> tuple[Any, ...]:
+        """The arguments in other units."""
+        times = lambda power, part: (
+            jax.tree.map(lambda leaf: leaf * jnp.asarray(s**power, leaf.dtype), part) if power else part
+        )
+        return tuple(jax.tree.map(times, power, arg) for power, arg in zip(self.arguments, args, strict=True))
+
+    def powers(self, result: Any) -> list[Any]:
+        """One for each floating leaf of the result."""
+        leaves = jax.tree_util.tree_leaves_with_path(result)
+        names = " ".join(jax.tree_util.keystr(path) for path, _ in leaves)
+        for key in self.result if isinstance(self.result, dict) else ():
+            if key not in names:
+                raise KeyError(f"no leaf {key} among {names}")
+        return [self._power(self.result, path) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def _power(self, powers: Any, path: Any) -> Any:
+        if isinstance(powers, tuple):
+            return self._power(powers[path[0].idx], path[1:])
+        if isinstance(powers, dict):
+            found = [key for key in powers if key in jax.tree_util.keystr(path)]
+            return powers[max(found, key=len)] if found else 0
+        return powers
+
+
+def factor(power: Any, s: float) -> float:
+    """What a tangent of a leaf is multiplied by; 0 for one that is not compared."""
+    return 0.0 if power is None else 1.0 if isinstance(power, Shift) else s**power
+
+
+def expected(power: Any, leaf: Any, s: float) -> Any:
+    """A leaf in other units."""
+    leaf = np.asarray(leaf)
+    return leaf + power.times * math.log(s) if isinstance(power, Shift) else leaf * factor(power, s)
+
+
+@dataclass(frozen=True)
 class Row:
     """A public function under contract.
 
     `build(dtype)` returns a function of arrays and its arguments. A reason instead of True says why a promise does not
-    apply: `differentiable`, `transformable` (jit, vmap, export: host-side functions have a reason here). `heavy` rows
-    compile in float64 and are exported in float32, so that the table stays affordable.
+    apply: `differentiable` (to every order), `transformable` (jit, vmap, export: host-side functions have a reason
+    here). `heavy` rows compile in float64 and are exported in float32 in `make test`; `make exhaustive` runs the rest.
     """
 
     name: str
@@ -27,6 +83,19 @@ class Row:
     heavy: bool = False
     tolerance: float | None = None
     """How far two ways of calling may differ, where an iteration stops by a tolerance; None for 200 eps."""
+    order: int | None = 2
+    """Derivatives up to which order: 2 stands for all, at 1 and 0 the next one raises, None has no floating result."""
+    rounding: tuple[str, ...] = ()
+    """Parts of the paths of leaves that are nothing but rounding errors (".residual_norm"), so that no digit agrees."""
+    scaling: tuple[Law, ...] | str = ()
+    """The laws by which the result scales with the units of the arguments, or why there is none."""
+    members: Callable[[Any], list[tuple[Any, ...]]] | None = None
+    """Arguments of hard members of a batch, from a dtype; besides those that every row gets."""
+
+
+def law(*arguments: Any, result: Any) -> tuple[Law, ...]:
+    """One law; several are added."""
+    return (Law(arguments, result),)
 
 
 def matrix(dtype: Any, *shape: int, seed: int = 0) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnm import stokes
-from tests.contracts.row import Row, matrix, number, of
+from tests.contracts.row import Law, Row, law, matrix, number, of
 
 _CHANNEL = stokes.Boundary(x=("inflow", "do_nothing"))
 _TORUS = stokes.Boundary("periodic", "periodic")
@@ -40,7 +40,7 @@ def _values(dtype: Any) -> stokes.BoundaryValues:
 
 def _set(lower: jax.Array, inflow: jax.Array, lid: jax.Array) -> stokes.BoundaryValues:
     grid = stokes.Grid((4, 5), (lower, lower), (lower + 1, lower + 2))
-    values = stokes.boundary_values(grid, _CHANNEL).set("x", "lower", normal=lambda x, y: inflow * y + x)
+    values = stokes.boundary_values(grid, _CHANNEL).set("x", "lower", normal=lambda x, y: inflow * (y + x))
     return values.set("y", "upper", tangential=lid)
 
 
@@ -73,25 +73,68 @@ _HOST = "a static number or mask, computed on the host while tracing; see tests/
 _EIGENVALUES = "eigenvalues of a square root of a singular matrix; those at the ends are, as schur_extremes shows"
 _extremes = lambda name: lambda operators: getattr(stokes, name)(operators, key=jax.random.key(0), num_steps=20)
 
+# powers of a unit of length (1), of viscosity (2) and of velocity (3), where an argument has several
+_CORNERS = stokes.Grid((4, 5), (1, 1), (1, 1))
+
+
+def _powers(drag: int | None = None) -> stokes.StokesOperators:
+    plain = stokes.discretize(stokes.Grid((4, 5)), _CHANNEL)
+    return plain.replace(grid=_CORNERS, viscosity=2, inverse_permeability=drag)
+
+
+_VALUES = stokes.BoundaryValues(_CORNERS, _CHANNEL, {(0, 0, 0): 3, (0, 0, 1): 3, (1, 1, 0): 3, (0, 1, -1): 4})
+_of_velocity = lambda power: law(_powers(), 3, _VALUES, result=power)
+_SOLUTION = {".velocity": 3, ".pressure": 4, ".stats": None}
+
 STOKES_ROWS = [
     *(
-        Row(f"stokes.{name}", of(lambda x: None, number(1.0)), "an integer or a mask", _HOST)
+        Row(
+            f"stokes.{name}", of(lambda x: None, number(1.0)), "an integer or a mask", _HOST, order=None, scaling=_HOST
+        )
         for name in ("count_nonunit_eigenvalues", "largest_component", "face_shapes")
     ),
-    Row("stokes.zero_velocity", of(lambda x: stokes.zero_velocity(_grid(x.dtype), _CHANNEL, x.dtype), number(1.0))),
-    Row("stokes.positions", of(lambda grid: stokes.positions(grid, _CHANNEL, 1, grid.lower[0].dtype), _grid)),
-    Row("stokes.boundary_values", of(_set, number(0.2), number(0.5), number(1.0))),
-    Row("stokes.discretize", of(_discretize, _grid, number(0.7), _positive)),
-    *(
-        Row(f"stokes.{name}", of(getattr(stokes, name), _operators, _velocity, _values))
-        for name in ("full_faces", "at_centres", "vorticity", "stream_function")
+    Row(
+        "stokes.zero_velocity",
+        of(lambda x: stokes.zero_velocity(_grid(x.dtype), _CHANNEL, x.dtype), number(1.0)),
+        scaling="zero in any unit",
     ),
-    Row("stokes.flux", of(lambda *args: stokes.flux(args[0], args[1], 0, args[2]), _operators, _velocity, _values)),
+    Row(
+        "stokes.positions",
+        of(lambda grid: stokes.positions(grid, _CHANNEL, 1, grid.lower[0].dtype), _grid),
+        scaling=law(1, result=1),
+    ),
+    Row(
+        "stokes.boundary_values",
+        of(_set, number(0.2), number(0.5), number(1.0)),
+        scaling=law(0, 1, 1, result={".values": 1}),
+    ),
+    Row(
+        "stokes.discretize",
+        # whether the mask was known while tracing is a static fact, which jit changes
+        of(lambda *args: _discretize(*args).replace(connected=False), _grid, number(0.7), _positive),
+        scaling=law(1, 2, -2, result={".grid": 1, ".viscosity": 2, ".inverse_permeability": -2}),
+    ),
+    *(
+        Row(
+            f"stokes.{name}", of(getattr(stokes, name), _operators, _velocity, _values), scaling=_of_velocity(power)
+        )
+        for name, power in (("full_faces", 3), ("at_centres", 3), ("vorticity", 2), ("stream_function", 4))
+    ),
+    Row(
+        "stokes.flux",
+        of(lambda *args: stokes.flux(args[0], args[1], 0, args[2]), _operators, _velocity, _values),
+        scaling=_of_velocity(4),
+    ),
     Row(
         "stokes.stream_extrema",
         of(stokes.stream_extrema, _grid, lambda d: matrix(d, 5, 6, seed=2)),
+        scaling=law(1, 2, result={".minimum": 2, ".maximum": 2, ".minimum_position": 1, ".maximum_position": 1}),
     ),
-    Row("stokes.force_on_solid", of(_pressed, _operators, _velocity, lambda d: matrix(d, 4, 5, seed=3))),
+    Row(
+        "stokes.force_on_solid",
+        of(_pressed, _operators, _velocity, lambda d: matrix(d, 4, 5, seed=3)),
+        scaling=law(_powers(), 3, 4, result=5),
+    ),
     Row(
         "stokes.permeability",
         of(
@@ -104,23 +147,64 @@ STOKES_ROWS = [
         ),
         heavy=True,
         tolerance=1e-9,
+        rounding=(".stats",),
+        scaling=law(1, -2, result={".tensor": 2, ".stats": None}),
     ),
     Row(
         "stokes.schur_complement",
         of(lambda operators, p: stokes.schur_complement(operators)(p), _operators, lambda d: matrix(d, 4, 5)),
+        scaling=law(_powers(), 1, result=1),
     ),
-    Row("stokes.schur_eigenvalues", of(stokes.schur_eigenvalues, _operators), _EIGENVALUES, heavy=True),
-    Row("stokes.schur_extremes", of(_extremes("schur_extremes"), _operators), heavy=True, tolerance=1e-9),
-    Row("stokes.inf_sup_constant", of(_extremes("inf_sup_constant"), _operators), heavy=True, tolerance=1e-9),
+    Row(
+        "stokes.schur_eigenvalues",
+        of(stokes.schur_eigenvalues, _operators),
+        _EIGENVALUES,
+        heavy=True,
+        order=0,
+        scaling=law(_powers(), result=0),
+    ),
+    Row(
+        "stokes.schur_extremes",
+        of(lambda operators: _extremes("schur_extremes")(operators).smallest, _operators),
+        "the first derivative of eigenvalues; those of the vectors are unknown, see linalg.extreme_eigenvalues",
+        heavy=True,
+        tolerance=1e-9,
+        order=1,
+        scaling=law(_powers(), result=0),
+    ),
+    Row(
+        "stokes.inf_sup_constant",
+        of(_extremes("inf_sup_constant"), _operators),
+        "the first derivative of an eigenvalue; that of its vector is unknown",
+        heavy=True,
+        tolerance=1e-9,
+        order=1,
+        scaling=law(_powers(), result=0),
+    ),
     Row(
         "stokes.factorize",
         of(lambda operators: stokes.factorize(operators, dtype=operators.viscosity.dtype), _operators),
-        "solve differentiates the equations, not the factors",
+        "solve differentiates the equations, not the factors, which any cells of another size may have",
+        order=None,
+        scaling="in cells of unit size, up to a power of two, so that scales fall out but for factors below two",
     ),
-    Row("stokes.solve", of(partial(_solve, "direct"), _operators, _velocity, _values), heavy=True, tolerance=1e-9),
+    Row(
+        "stokes.solve",
+        of(partial(_solve, "direct"), _operators, _velocity, _values),
+        heavy=True,
+        tolerance=1e-9,
+        rounding=(".stats",),
+        scaling=(Law((_powers(), 3, _VALUES), _SOLUTION),),
+    ),
 ]  # fmt: skip
 
 # solve by iterations, with drag; the other methods have their tests in tests/stokes
 STOKES_LARGER = [
-    Row("stokes.solve", of(partial(_solve, "minres"), _operators, _velocity, _values, _positive), heavy=True),
+    Row(
+        "stokes.solve",
+        of(partial(_solve, "minres"), _operators, _velocity, _values, _positive),
+        heavy=True,
+        rounding=(".stats",),
+        scaling=(Law((_powers(), 3, _VALUES, -2), _SOLUTION),),
+    ),
 ]

@@ -13,7 +13,8 @@ from jaxnm.tensor_train.laplace import (
     laplace_inverse_matrix,
 )
 from jaxnm.tensor_train.solve import solve
-from tests.contracts.row import Row, matrix, number, of
+from tests.contracts.row import Row, law, matrix, number, of
+from tests.contracts.tensor_train_rows import dense
 
 _KEY = jax.random.key(0)
 _SIZES = (3, 4, 2)
@@ -54,14 +55,31 @@ TENSOR_TRAIN_SOLVE_ROWS = [
         "tensor_train.solve",
         of(_solved, _blocks, _cores),
         "a system has one derivative more than its train; the guide shows the adjoint",
+        order=0,
         heavy=True,
         tolerance=1e-8,
+        scaling=law(1, 0, result=(-1, 0)) + law(0, 1, result=(3, 0)),
     ),
-    Row("tensor_train.kronecker_sum", of(kronecker_sum, _blocks)),
-    Row("tensor_train.laplace_inverse", of(_inverted, _blocks, _cores)),
+    Row(
+        "tensor_train.kronecker_sum",
+        of(lambda blocks: dense(kronecker_sum(blocks)), _blocks),
+        scaling=law(1, result=1),
+    ),
+    Row(
+        "tensor_train.laplace_inverse",
+        of(_inverted, _blocks, _cores),
+        "once in matrices, whose eigenvalues may repeat",
+        order=1,
+        scaling=law(1, 0, result=-1) + law(0, 1, result=3),
+    ),
     Row(
         "tensor_train.laplace_inverse_factors",
         of(lambda rows, h: laplace_inverse_factors(rows, spacing=h, eps=1e-2), _rows, number(0.3)),
+        scaling=law(1, 1, result=(3, 1, 1)),
     ),
-    Row("tensor_train.laplace_inverse_matrix", of(_applied, _cores, number(0.3))),
+    Row(
+        "tensor_train.laplace_inverse_matrix",
+        of(_applied, _cores, number(0.3)),
+        scaling=law(1, 0, result=3) + law(0, 1, result=2),
+    ),
 ]

@@ -8,8 +8,6 @@ import pytest
 
 from jaxnm import Status, first_order, linalg
 
-pytestmark = pytest.mark.timeout(10)
-
 MU_L = [
     first_order.optimal_gradient_descent,
     first_order.optimal_heavy_ball,
@@ -123,7 +121,7 @@ def test_square_matrices_only(call):
         (jnp.ones(3), ValueError),
         (jnp.zeros((0, 0)), ValueError),
         (jnp.ones((2, 2), jnp.int32), TypeError),
-        ([[1.0]], TypeError),
+        ([[1.0], [2.0, 3.0]], TypeError),
     ):
         with pytest.raises(error, match="expected"):
             call(bad)
@@ -207,7 +205,7 @@ def test_equal_curvatures_everywhere():
 
 def test_optimizers_that_need_more_than_gradients():
     for tx in (optax.polyak_sgd(), optax.lbfgs()):
-        with pytest.raises(ValueError, match=r"update failed on gradients alone.*value"):
+        with pytest.raises(ValueError, match=r"in need of .*value"):
             first_order.analyze(tx, (0.1, 1.0))
 
 

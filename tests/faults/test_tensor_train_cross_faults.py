@@ -8,8 +8,6 @@ import pytest
 from jaxnm import tensor_train
 from jaxnm.status import Status
 
-pytestmark = pytest.mark.timeout(10)
-
 _key, _raw = jax.random.key(0), jnp.zeros(2, jnp.uint32)
 _options = {"max_rank": 2, "tol": 1e-6, "key": _key}
 _sum = lambda index: jnp.sum(index.astype(float))

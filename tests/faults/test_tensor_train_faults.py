@@ -9,8 +9,6 @@ import pytest
 
 from jaxnm import tensor_train
 
-pytestmark = pytest.mark.timeout(10)
-
 _key, _raw = jax.random.key(0), jnp.zeros(2, jnp.uint32)
 _ones = lambda *sizes: [jnp.ones(size) for size in sizes]
 _tt = tensor_train.from_cores(_ones((1, 3, 2), (2, 4, 1)))
@@ -34,7 +32,7 @@ _large = tensor_train.from_cores(_ones(*[(1, 10, 1)] * 20))
         (lambda: tensor_train.from_cores(_ones((1, 3, 2))), ValueError, "the rank is 1 before and 2 behind bond 1"),
         (lambda: tensor_train.from_cores(_ones((1, 3, 2), (2, 3, 1)), max_rank=1), ValueError, "expected an int >= 2"),
         (lambda: tensor_train.from_cores([jnp.ones((1, 3, 1), int)]), TypeError, r"cores\[0\] is of dtype int64"),
-        (lambda: tensor_train.from_cores([[[[1.0]]]]), TypeError, r"cores\[0\] is a list, expected an array"),
+        (lambda: tensor_train.from_cores([[[["a"]]]]), TypeError, r"cores\[0\] is a list that is no array"),
         (lambda: jax.jit(tensor_train.to_cores)(_tt), ValueError, "to_cores: tt is traced, expected"),
         (lambda: tensor_train.to_cores(_array), TypeError, "to_cores: tt is of type .*, expected a TT"),
         # trains that are none, or do not go together
@@ -85,7 +83,7 @@ _large = tensor_train.from_cores(_ones(*[(1, 10, 1)] * 20))
         (lambda: _from_dense(jnp.ones(())), ValueError, "array is of shape"),
         (lambda: _from_dense(jnp.ones((3, 0, 2))), ValueError, r"array is of shape \(3, 0, 2\)"),
         (lambda: _from_dense(jnp.ones((3, 4), int)), TypeError, "array is of dtype int64"),
-        (lambda: _from_dense([[1.0]]), TypeError, "array is a list"),
+        (lambda: _from_dense([["a"]]), TypeError, "array is a list"),
         # operators
         (lambda: tensor_train.matrix_from_cores([]), ValueError, "cores is empty"),
         (lambda: tensor_train.matrix_from_cores(_ones((1, 3, 1))), ValueError, r"cores\[0\] is of shape \(1, 3, 1\)"),

@@ -11,8 +11,6 @@ from jaxnm.status import Status
 from jaxnm.tensor_train import argmax, argmin, from_cores, load, log_prob, sample, save
 from jaxnm.tensor_train import quantics as qt
 
-pytestmark = pytest.mark.timeout(10)
-
 _key, _raw = jax.random.key(0), jnp.zeros(2, jnp.uint32)
 _tt = from_cores([jnp.ones((1, 3, 2)), jnp.ones((2, 4, 1))])
 _batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), _tt)

@@ -8,8 +8,6 @@ import pytest
 from jaxnm import tensor_train
 from jaxnm.tensor_train.spectra import singular_values
 
-pytestmark = pytest.mark.timeout(10)
-
 _tt = tensor_train.from_cores([jnp.ones((1, 3, 2)), jnp.ones((2, 4, 1))], max_rank=3)
 
 
