@@ -230,7 +230,8 @@ def main() -> None:
             errors = of(best[1], elsewhere, other, count)
             table.append(row(f"{options.model} of {options.world}", name, count, errors))
 
-    log = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    # not where it was written to, which is a path of the machine
+    log = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     log |= {"parameters": size, "cpu_seconds": round(seconds, 1), "jax": jax.__version__}
     log |= {"device": jax.devices()[0].device_kind, "status": status.tolist(), "table": table}
     path = save_parameters(output / "parameters", graphdef, member(best[1]), meta=log)
