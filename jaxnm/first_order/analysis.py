@@ -64,7 +64,8 @@ class Analysis:
     eigen_slack: Float[Array, "*batch"]
     """0 where eigenvectors suffice; (1 - rate) / 100 where a defective block needed a slack."""
     state_units: Float[Array, "*batch n"]
-    """|B_0 / B_i|, the factor from state i, where gradients enter it, to units of the parameters; 1 elsewhere."""
+    """|B_0 / B_i|, the factor from state i of `method`, where gradients enter it, to units of the parameters; 1
+    elsewhere."""
     time_varying: Bool[Array, "*batch"]
     """Whether the method is a snapshot of a time-varying one."""
     stochastic: Bool[Array, "*batch"]

@@ -29,7 +29,9 @@ _SOLVES = 24  # the most trial rates
 _CPU_MEMBERS = 24  # worked on side by side: few, as the slowest of them sets the number of steps
 _LANES = 24  # a chunk has a multiple of it: one program for a member alone and beside others, so one answer
 _MEMBERS = 4096  # on other devices
-_SHARE = 0.01  # of 1 - rate: how closely it must be known
+_SHARE = 0.005  # of 1 - rate: how close to it its bound must be; the bound is as wrong as this again
+_ROUNDING = 16  # of a margin, in machine epsilons of its terms
+_CLEAR = 0.01  # of 1 - rate: how far above the root the first proof is looked for
 
 
 class _Certified(NamedTuple):
@@ -76,14 +78,15 @@ def certify_rate(
       converge on quadratics; the rate is that on quadratics, 1 or above. NOT_CERTIFIED: no Lyapunov function of this
       memory proves a rate below 1, or rounding hides it; the rate is 1. In both the gradient is zero. INACCURATE: the
       rate is proved, but 1 - rate may be more than a per cent below its best value, as far as the dual bound of the
-      margin says (in float64 at condition numbers of 1e6 and above).
+      margin says (in float64 at condition numbers above 1e5).
 
     Cost: about 6 systems of linear matrix inequalities, each some 14 Newton steps on 12 unknowns (n = 2, memory 0) to
     56 (n = 4, memory 2); batches are worked through in chunks.
     Differentiable in the method, mu and L where the optimal multipliers are unique, by the envelope theorem, at the
     cost of a few products; one-sided at kinks, such as the optimal step of gradient descent. First order only: a
     second derivative raises TypeError.
-    In float32 the rate is above by some 1e-3, often INACCURATE; claims need float64.
+    In float32 the rate is above by a per cent of 1 - rate at a condition number of 10 and a fifth at 100, INACCURATE;
+    claims need float64.
     Source: Taylor, Van Scoy, Lessard, ICML 2018 (arXiv:1803.06073), theorem 3; the inequalities: Taylor, Hendrickx,
     Glineur, Math. Program. 161 (2017), theorem 4.
 
@@ -312,6 +315,10 @@ class _Search(NamedTuple):
     high: Array
     """A proof, or 1."""
     trial: Array
+    aim: Array
+    """The root as far as tangents from below tell, and"""
+    below: Array
+    """the largest rate without a proof in whatever units."""
     best: _Best
     """The proof for `high`."""
     found: Array
@@ -325,9 +332,10 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
     """Newton's method on the largest margin as a function of the rate, between bounds.
 
     The margin rises with the rate and is nearly concave, so Newton's step from either side ends at or below the root.
-    A rate counts when its Lyapunov function is a proof in floating-point numbers, error bounds included. The matrices
-    of the proof are what the margin at the next rate is measured by: so however flat the feasible set becomes, it is
-    round to the solver, and a margin means as much at a condition number of 1e5 as at 10.
+    A rate counts when its Lyapunov function is a proof in floating-point numbers, error bounds included. The first is
+    looked for clearly above the root. Its matrices are what later margins are measured by: so however flat the
+    feasible set is, it is round to the solver, and a margin means as much at a condition number of 1e5 as at 10. Those
+    of a proof next to the root are nearly singular and would bend the margin, and the multipliers with it.
     """
     n, dtype = method.A.shape[-1], mu.dtype
     double = dtype == jnp.float64
@@ -338,6 +346,7 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
     for ours in basis:
         restrict = lambda array, ours=ours: einsum("wmN,m...N->w...N", ours, array)
         system = jax.tree.map(restrict, system)
+    num_rows = 2 * whole.blocks.shape[1] + whole.scalars.shape[1]
     noise = 1e3 * jnp.finfo(dtype).eps  # of a matrix, relative to its terms: what lies below is not resolved
     smallest_nudge = precision * jnp.clip(1e4 * (1 - lowest), 1e-6, 1)
 
@@ -346,8 +355,8 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
             v = jnp.sum(v[:, None] * ours, 0)
         return v
 
-    def evaluate(search: _Search) -> tuple[lmi.Point, Array, tuple[Array, Array, Array, Array]]:
-        """The largest margin, its derivative by the square of the rate, (duals, scalar duals, new metric, new weights).
+    def evaluate(search: _Search) -> tuple[lmi.Point, Array, Array, tuple[Array, Array, Array, Array]]:
+        """The largest margin, its derivative by the square of the rate, its rounding, (duals, metric to come).
 
         The duals are in the units of the blocks, less what normalizes; members that are done are not waited for.
         """
@@ -360,11 +369,10 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
         both = (both + both.swapaxes(1, 2)) / 2
         block, subtracted = both[:m], both[m:]
         scalars, scalars_subtracted = scalars * weights[None], system.scalars_per_square * weights[None]
-        rows = 2 * block.shape[1] + scalars.shape[1]
 
         def settled(point: lmi.Point) -> Array:
             gap = point.bound - point.margin
-            small = jnp.maximum((1e-12 if double else 3e-7) / rows, 0.02 * jnp.abs(point.margin))
+            small = jnp.maximum((1e-12 if double else 3e-7) / num_rows, 0.02 * jnp.abs(point.margin))
             return search.done | ((point.infeasibility < 1e-6) & (gap <= small))
 
         point = lmi.solve((block,), scalars, lmi.start_of((block,), scalars, search.inside), settled, 40)
@@ -378,13 +386,15 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
         (slack,), numbers = lmi.combine((plain,), plain_scalars, point.v)
         (sizes,), number_sizes = lmi.combine((moduli.blocks,), moduli.scalars, jnp.abs(v))
         shift = jnp.maximum(-2 * point.margin, 0)
-        metric = rows * (slack + lmi.spread(shift, slack) * search.metric + noise * sizes * unit)
-        new_weights = rows * (numbers + shift[None] * search.weights + noise * number_sizes)
-        return point, slope, (dual, scalar_dual * weights, metric, new_weights)
+        metric = num_rows * (slack + lmi.spread(shift, slack) * search.metric + noise * sizes * unit)
+        new_weights = num_rows * (numbers + shift[None] * search.weights + noise * number_sizes)
+        measured = lmi.multiply(lmi.multiply(jnp.abs(roots), sizes), jnp.abs(roots).swapaxes(0, 1))
+        blur = jnp.maximum(jnp.max(measured, (0, 1, 2)), jnp.max(number_sizes * weights, 0))
+        return point, slope, _ROUNDING * jnp.finfo(dtype).eps * blur, (dual, scalar_dual * weights, metric, new_weights)
 
     def step(search: _Search) -> _Search:
         trial, active, nudge = search.trial, ~search.done, search.nudge
-        point, slope, (dual, scalar_dual, new_metric, new_weights) = evaluate(search)
+        point, slope, blur, (dual, scalar_dual, new_metric, new_weights) = evaluate(search)
         v = unknowns(point.v)
         # at one itself there is nothing to prove, but a positive margin says that there is a proof below
         proved = proves(whole, moduli, v, trial, n, memory)
@@ -398,11 +408,12 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
         # a solve that rounding broke off says nothing
         sound = jnp.abs(point.bound - point.margin) < 0.1
         root = root_of(point.margin)
+        # next to the largest margin that there can be, it no longer depends on the rate alone
+        telling = sound & rising & (point.margin < 0.25 / num_rows)
         # nearly concave: a tangent's root is below the true one, if the bounds are right to their difference
-        bound = jnp.maximum(point.margin, point.bound) + jnp.abs(point.bound - point.margin)
-        safe_root = jnp.where(rising, root_of(bound), 0)
+        bound = jnp.maximum(point.margin, point.bound) + jnp.abs(point.bound - point.margin) + blur
         better = proved & active & (trial <= search.high)
-        safe_root = jnp.where(sound & active, safe_root, 0)
+        safe_root = jnp.where(telling & active, root_of(bound), 0)
         floor = jnp.where(better & (search.floor > trial), safe_root, jnp.maximum(search.floor, safe_root))
         new = _Best(v, point.margin, dual, scalar_dual)
         best = jax.tree.map(lambda old, new: jnp.where(lmi.spread(better, old), new, old), search.best, new)
@@ -411,28 +422,40 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
         # what was seen before in units that did not suit counts no more
         low = jnp.where(better & ~search.found, lowest, low)
         middle = (jnp.where(positive, low, trial) + high) / 2
-        inside = sound & rising & (root > low) & (root < high)
+        inside = telling & (root > low) & (root < high)
         close = jnp.abs(root - trial) < 1e3 * nudge
-        following = jnp.where(inside, root + jnp.where(close, nudge, 0), middle)
+        found = search.found | better
+        clear = _CLEAR * (1 - root)
+        step_up = jnp.where(found, jnp.where(close, nudge, 0), jnp.where(root - trial < clear, clear, 0))
+        aim = jnp.where(inside & ~positive, root, search.aim)
+        below = jnp.where(~positive & active, jnp.maximum(search.below, trial), search.below)
+        from_above = low + (trial - low) / 8
+        from_above = jnp.where(below < trial - 2 * nudge, below + (trial - below) / 4, from_above)
+        from_above = jnp.where((aim > low) & (aim < trial - 2 * nudge), aim + nudge, from_above)
+        following = jnp.where(inside, root + step_up, jnp.where(positive, from_above, middle))
         # after some trials, halve every other time
         following = jnp.where((search.solves > 8) & (search.solves % 2 == 0), middle, following)
         # a root beyond 1: look at 1 itself
-        found = search.found | better
         beyond = ~positive & ~found & rising & (root >= 1)
         following = jnp.where(beyond, 1, jnp.minimum(following, 1))
         hopeless = ~found & ~positive & (trial >= 1)
-        tight = better & rising & (trial - root < 4 * nudge)
+        tight = better & telling & (trial - root < 4 * nudge)
         narrow = found & (high - low < nudge / 2)
         done = search.done | hopeless | tight | narrow | (search.solves + 1 >= _SOLVES)
         usable = jnp.all(jnp.isfinite(new_metric), (0, 1, 2)) & jnp.all(new_weights > 0, 0)
         # in float32 the change of units rounds away more than it gains
-        usable &= double & (better | (~found & (point.margin > -0.01)))
+        apart = trial - root > 0.1 * _CLEAR * (1 - trial)
+        usable &= double & ((better & (apart | ~search.found)) | (~found & (point.margin > -0.01)))
         choose = lambda new, old: jnp.where(lmi.spread(usable, new), new, old)
         metric, weights = choose(new_metric, search.metric), choose(new_weights, search.weights)
         start = choose(point.v, search.inside)
         largest_nudge = (16 if double else 1) * smallest_nudge
-        nudge = jnp.where(~positive & search.found, jnp.minimum(4 * nudge, largest_nudge), nudge)
-        return _Search(metric, weights, start, floor, low, high, following, best, found, done, search.solves + 1, nudge)
+        missed = search.found & ~positive & telling & (root - trial < 4 * nudge)
+        nudge = jnp.where(missed, jnp.minimum(4 * nudge, largest_nudge), nudge)
+        solves = search.solves + 1
+        return _Search(
+            metric, weights, start, floor, low, high, following, aim, below, best, found, done, solves, nudge
+        )
 
     size, m, rows = mu.shape[0], whole.blocks.shape[0], whole.blocks.shape[1]
     zeros = lambda *shape: jnp.zeros((*shape, size), dtype)
@@ -446,6 +469,8 @@ def _chunk(method: StateSpace, mu: Array, L: Array, lowest: Array, basis: tuple[
         low=lowest,
         high=jnp.ones_like(lowest),
         trial=jnp.minimum(lowest + smallest_nudge, 1),
+        aim=jnp.zeros_like(lowest),
+        below=lowest,
         best=nothing,
         found=jnp.zeros_like(hopeless),
         done=hopeless,

@@ -28,7 +28,7 @@ def at_centres(operators: StokesOperators, velocity: Velocity, values: BoundaryV
     Differentiable everywhere (linear).
 
     Example:
-      >>> from jaxnm.stokes import zero_velocity
+      >>> from jaxnm.stokes import discretize, zero_velocity
       >>> grid, boundary = Grid((4, 4)), Boundary()
       >>> at_centres(discretize(grid, boundary), zero_velocity(grid, boundary)).v.shape
       (4, 4)
@@ -61,7 +61,7 @@ def vorticity(
     Differentiable everywhere (linear).
 
     Example:
-      >>> from jaxnm.stokes import zero_velocity
+      >>> from jaxnm.stokes import discretize, zero_velocity
       >>> grid, boundary = Grid((4, 4)), Boundary()
       >>> vorticity(discretize(grid, boundary), zero_velocity(grid, boundary))[0].shape
       (5, 5)
@@ -123,7 +123,7 @@ def stream_function(
     Differentiable everywhere (linear).
 
     Example:
-      >>> from jaxnm.stokes import zero_velocity
+      >>> from jaxnm.stokes import discretize, zero_velocity
       >>> grid, boundary = Grid((4, 4)), Boundary()
       >>> stream_function(discretize(grid, boundary), zero_velocity(grid, boundary)).shape
       (5, 5)
@@ -212,7 +212,7 @@ def flux(
     Differentiable everywhere (linear).
 
     Example:
-      >>> from jaxnm.stokes import zero_velocity
+      >>> from jaxnm.stokes import discretize, zero_velocity
       >>> grid, boundary = Grid((4, 4)), Boundary("periodic")
       >>> flux(discretize(grid, boundary), zero_velocity(grid, boundary), 0).shape
       (5,)
@@ -255,7 +255,7 @@ def force_on_solid(
     Differentiable everywhere (linear).
 
     Example:
-      >>> from jaxnm.stokes import zero_velocity
+      >>> from jaxnm.stokes import discretize, zero_velocity
       >>> grid, boundary = Grid((4, 4)), Boundary("periodic", "periodic")
       >>> operators = discretize(grid, boundary, solid=jnp.zeros((4, 4), bool).at[1, 1].set(True))
       >>> force_on_solid(operators, zero_velocity(grid, boundary), jnp.zeros((4, 4))).shape

@@ -220,7 +220,7 @@ def from_function_on(
     Example:
       >>> grid = jnp.linspace(0.0, 1.0, 9)
       >>> f = lambda x, a: jnp.exp(-a * jnp.sum(x))
-      >>> result = from_function_on(f, [grid] * 20, max_rank=4, tol=1e-5, key=jax.random.key(0), args=(2.0,))
+      >>> result = from_function_on(f, [grid] * 20, max_rank=4, tol=1e-5, key=jax.random.key(0), args=(0.5,))
       >>> int(result.ranks.max()), int(result.status)
       (1, 0)
     """

@@ -97,8 +97,8 @@ def to_dense(tt: TT, *, max_size: int = _LARGEST) -> Inexact[Array, "..."]:
     Cost: R multiplications an entry. Differentiable.
 
     Example:
-      >>> to_dense(from_dense(jnp.arange(6.0).reshape(2, 3), max_rank=2)).round(5).tolist()
-      [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+      >>> to_dense(from_dense(jnp.arange(1.0, 7.0).reshape(2, 3), max_rank=2)).round(5).tolist()
+      [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
     """
     check_train("to_dense", tt=tt)
     size = math.prod(tt.shape)

@@ -288,13 +288,15 @@ def test_edges_of_the_class():
 
 def test_float32_errs_on_the_safe_side():
     with jax.enable_x64(False):
-        # accepted with a proof in float32, which at condition 100 leaves a sixth of 1 - rate: the status says so
-        limits = {2.0: (Status.OK, 2e-3), 10.0: (Status.OK, 5e-3), 100.0: (Status.INACCURATE, 2e-2)}
-        for kappa, (status, excess) in limits.items():
+        # accepted with a proof in float32, which costs a per cent of 1 - rate at condition 10 and a fifth at 100
+        for kappa, limit in {2.0: 2e-3, 10.0: 5e-3, 100.0: 2e-2}.items():
             certificate = certify_rate(triple_momentum(1 / kappa, 1.0), 1 / kappa, 1.0)
             assert certificate.rate.dtype == jnp.float32
-            assert int(certificate.status) == status
-            assert -1e-6 < float(certificate.rate) - (1 - 1 / np.sqrt(kappa)) < excess
+            excess = float(certificate.rate) - (1 - 1 / np.sqrt(kappa))
+            assert -1e-6 < excess < limit
+            accurate = excess <= 0.01 / np.sqrt(kappa)
+            assert int(certificate.status) == Status.INACCURATE or accurate
+            assert int(certificate.status) == Status.OK or kappa > 2
         for L in (1e-8, 1e-3, 1e3, 1e8):
             method = jax.tree.map(jnp.float32, _with_trace(0.7 / L, 0.35))
             scaled = certify_rate(method, jnp.float32(L / 10), jnp.float32(L))
