@@ -73,7 +73,7 @@ class Row:
 
     `build(dtype)` returns a function of arrays and its arguments. A reason instead of True says why a promise does not
     apply: `differentiable` (to every order), `transformable` (jit, vmap, export: host-side functions have a reason
-    here). `heavy` rows compile in float64 and are exported in float32 in `make test`; `make exhaustive` runs the rest.
+    here). `heavy` rows are compiled fewer times. `make test` runs float64; `make exhaustive` runs the rest.
     """
 
     name: str

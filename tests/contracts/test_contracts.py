@@ -22,6 +22,7 @@ from tests.contracts.table import LARGER, ROWS, Row
 TRANSFORMABLE = [row for row in ROWS + LARGER if row.transformable is True]
 # (dtype, whether x64 is on): float32 with x64 on is where a silent promotion shows
 MODES = {"float32": (jnp.float32, False), "float32-in-x64": (jnp.float32, True), "float64": (jnp.float64, True)}
+SECOND_TIER = [pytest.param(mode, marks=pytest.mark.exhaustive) for mode in ("float32", "float32-in-x64")]
 
 
 def public_functions() -> set[str]:
@@ -172,17 +173,8 @@ def _members(row, args):
     return members, set(range(48 - len(own))) - set(hard)
 
 
-def _cases(rows, modes):
-    """Rows x modes; heavy rows compile in float64 only, and are exported in float32."""
-    return [
-        pytest.param(row, mode, id=f"{_name(row)}-{mode}")
-        for row in rows
-        for mode in modes
-        if mode == "float64" or not row.heavy
-    ]
-
-
-@pytest.mark.parametrize(("row", "mode"), _cases(TRANSFORMABLE, MODES))
+@pytest.mark.parametrize("mode", ["float64", *SECOND_TIER])
+@pytest.mark.parametrize("row", TRANSFORMABLE, ids=_name)
 def test_values(row: Row, mode: str, record_figure):
     """Called outside jit, annotations checked: output of the input's precision, int32 status, finite numbers.
 
@@ -233,9 +225,8 @@ def test_values(row: Row, mode: str, record_figure):
                 chex.assert_trees_all_equal(statuses(scaled), statuses(eager))
 
 
-@pytest.mark.parametrize(
-    ("row", "mode"), _cases([row for row in TRANSFORMABLE if row.order in (1, 2)], ["float32", "float64"])
-)
+@pytest.mark.parametrize("mode", ["float64", SECOND_TIER[0]])
+@pytest.mark.parametrize("row", [row for row in TRANSFORMABLE if row.order in (1, 2)], ids=_name)
 def test_derivatives(row: Row, mode: str, record_figure):
     """jvp and vjp have the input's dtype, are finite, are each other's transpose, and scale with the units."""
     dtype, x64 = MODES[mode]
@@ -304,15 +295,6 @@ def test_rows_say_their_order_and_their_units():
 
 
 # -------------------------------------------------------------------------------------------- the second, slower tier
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("mode", ["float32", "float32-in-x64"])
-@pytest.mark.parametrize("row", [row for row in TRANSFORMABLE if row.heavy], ids=_name)
-def test_heavy_rows_in_float32(row: Row, mode: str, record_figure):
-    test_values(row, mode, record_figure)
-    if row.order in (1, 2) and mode == "float32":
-        test_derivatives(row, mode, record_figure)
 
 
 @pytest.mark.exhaustive
@@ -391,19 +373,19 @@ def test_a_batch_of_symbolic_size_is_exported_or_refused_by_the_house(row: Row):
             raise
 
 
+@pytest.mark.parametrize("platform", [pytest.param(p, marks=pytest.mark.exhaustive) for p in ("cpu", "cuda")] + ["tpu"])
 @pytest.mark.parametrize("row", TRANSFORMABLE, ids=_name)
-def test_export(row: Row):
-    """Lowers to each platform separately, in float32 with x64 off, with outputs of the input's precision.
+def test_export(row: Row, platform: str):
+    """Lowers to each platform, in float32 with x64 off, with outputs of the input's precision.
 
     No product is left at the default precision, which is TF32 on a GPU and bfloat16 on a TPU.
     """
     with jax.enable_x64(False):
         function, args = row.build(jnp.float32)
-        jitted = jax.jit(lambda *args: jax.tree.leaves(function(*args)))  # one, so that it is traced once
-        for platform in ("cpu", "cuda", "tpu"):
-            exported = jax.export.export(jitted, platforms=(platform,))(*args)
-            assert exported.platforms == (platform,)
-            assert all(x.dtype in (jnp.float32, jnp.complex64, jnp.int32, jnp.bool_) for x in exported.out_avals)
+        jitted = jax.jit(lambda *args: jax.tree.leaves(function(*args)))
+        exported = jax.export.export(jitted, platforms=(platform,))(*args)
+        assert exported.platforms == (platform,)
+        assert all(x.dtype in (jnp.float32, jnp.complex64, jnp.int32, jnp.bool_) for x in exported.out_avals)
         for line in exported.mlir_module().splitlines():
             if "stablehlo.dot_general" in line or "stablehlo.convolution" in line:
                 assert "HIGHEST" in line, line

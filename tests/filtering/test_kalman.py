@@ -96,6 +96,7 @@ def _blocks(mean, covariance, d=3):
     return mean.reshape(num, d), covariance.reshape(num, d, num, d).transpose(0, 2, 1, 3)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", [REGULAR, SINGULAR], ids=["regular", "singular"])
 @pytest.mark.parametrize("observations", [OBSERVATIONS, WITH_GAPS], ids=["complete", "gaps"])
@@ -157,6 +158,7 @@ STATSMODELS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", STATSMODELS, ids=["estimate", "other", "gaps"])
 def test_nile_against_statsmodels(case):
     (observation_variance, level_variance, gaps, log_likelihood), states, variances = case
@@ -179,6 +181,7 @@ def _objective(model, observations, method):
 _value_and_gradient = jax.jit(jax.value_and_grad(_objective, (0, 1)), static_argnums=2, compiler_options=QUICK)
 
 
+@pytest.mark.exhaustive
 def test_gradients_of_first_and_second_order():
     """With gaps, against central differences along a direction in all arrays; the smoother's means too."""
     start = (REGULAR, jnp.asarray(WITH_GAPS[:4]))
@@ -255,6 +258,7 @@ def test_float32_keeps_covariances_semidefinite():
     assert float(result.log_evidence) == pytest.approx(float(exact.log_evidence), abs=0.1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_digits_that_a_vague_prior_costs_the_parallel_scan(dtype):
     """Position, speed and acceleration from positions; the sequential smoother in float64 is exact to 1e-15 here."""

@@ -108,6 +108,7 @@ def test_laws_of_the_number_of_offspring():
     assert np.all(survived >= bound - 6 * np.sqrt(bound * (1 - bound) / _SEEDS) - 1e-12)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_systematic_counts_stay_within_one_at_any_number(dtype):
     """|N_i - N w_i| <= 1 to 1e-3, where a float32 cumulative sum is wrong by 2 and more at 1e7."""
@@ -135,6 +136,7 @@ def test_other_numbers_of_offspring_than_of_particles():
         assert np.max(np.abs(counts - num * w)) <= 1 + 1e-9
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_without_choice(method):
     """Uniform weights give each particle one, by all methods but the random ones; one particle alone gives all."""

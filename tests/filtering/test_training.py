@@ -49,6 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.exhaustive
 def test_resumed_run_equals_one_without_a_break(tmp_path):
     whole = run()
     run(steps=5, checkpoint_dir=tmp_path, checkpoint_every=3, report_every=2)
@@ -197,6 +198,7 @@ def test_loss_falls():
     assert losses[-50:].mean() < losses[:5].mean() / 2
 
 
+@pytest.mark.exhaustive
 def test_particles_learn_to_follow_the_odometry():
     # they lose their way at first, by two cells and more
     cell = MePFRNN(2, hidden=16, rngs=nnx.Rngs(0))

@@ -37,6 +37,7 @@ def _poisson_evidence(counts):
     return evidence
 
 
+@pytest.mark.exhaustive
 def test_integers_are_observed():
     """Counts beside a sensor that failed: the evidence is that of the counts, whatever their dtype."""
     counts = np.array([3, 5, 4, 6, 2])

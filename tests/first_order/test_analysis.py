@@ -73,6 +73,7 @@ def test_optax_and_state_space_give_one_card():
     assert "snapshot" in str(snapshot)
 
 
+@pytest.mark.exhaustive
 def test_three_states_are_analyzed_too():
     chain = optax.chain(optax.trace(0.3), optax.trace(0.2), optax.scale(-0.4))
     analysis = analyze(chain, _CURVATURES)

@@ -114,6 +114,7 @@ def _both_spectra():
     return hessian_spectrum(loss, params), lanczos(params)
 
 
+@pytest.mark.exhaustive
 def test_lanczos_on_a_network_against_its_dense_hessian():
     dense, ours = _both_spectra()
     assert dense.dimension == ours.dimension == 80
@@ -131,6 +132,7 @@ def test_lanczos_on_a_network_against_its_dense_hessian():
         assert float(jnp.sum(ours.weights * ours.eigenvalues**power)) == pytest.approx(exact, abs=4 * deviation)
 
 
+@pytest.mark.exhaustive
 def test_a_card_from_ritz_values_is_the_card_of_all_curvatures():
     dense, ours = _both_spectra()
     method = optimal_heavy_ball(0.5 * float(dense.L), float(dense.L))
@@ -144,6 +146,7 @@ def test_a_card_from_ritz_values_is_the_card_of_all_curvatures():
     assert "80 curvatures, known by 1,202 Ritz values" in str(estimated)
 
 
+@pytest.mark.exhaustive
 def test_the_ends_are_differentiable_by_lanczos():
     inputs = _network()[0].args
     params = _network()[1]

@@ -108,6 +108,7 @@ def test_kreiss_constant_of_a_nilpotent_block(c):
     assert float(above) >= expected * (1 - 1e-9)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("n", [2, 3])
 def test_kreiss_constant_encloses_a_dense_scan_and_obeys_the_matrix_theorem(n):
     """K <= sup_k |M^k| <= e n K, and no point of a fine polar grid is above the upper bound."""
@@ -130,6 +131,7 @@ def test_kreiss_constant_encloses_a_dense_scan_and_obeys_the_matrix_theorem(n):
         assert scan >= lower * (1 - 2e-2)
 
 
+@pytest.mark.exhaustive
 def test_kreiss_constant_of_normal_unbounded_and_bad_matrices():
     batch = jnp.stack([jnp.diag(jnp.array([0.5, -0.9])), 2 * jnp.eye(2), jnp.full((2, 2), jnp.nan), jnp.eye(2)])
     value, above = _kreiss(batch)

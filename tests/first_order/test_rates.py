@@ -24,6 +24,7 @@ def _dense_rates(A, B, C, curvatures):
     return np.abs(np.linalg.eigvals(blocks)).max(-1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_no_curvature_of_a_fine_grid_is_worse(n):
     """Certified from above: the grid never exceeds the rate; attained: the rate occurs at the curvature returned."""

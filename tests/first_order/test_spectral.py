@@ -138,6 +138,7 @@ def test_transient_growth_of_a_jordan_block_and_of_what_overflows():
     assert (float(still.peak), int(still.index)) == (1, 0)
 
 
+@pytest.mark.exhaustive
 def test_transient_growth_is_differentiable():
     check_grads(lambda m: transient_growth(m, 6).peak, (jnp.array([[0.9, 0.7], [-0.1, 0.8]]),), order=2)
     check_grads(lambda a: transient_growth(iteration_matrix(heavy_ball(a, 0.8), 1.0), 6).peak, (0.3,), order=2)

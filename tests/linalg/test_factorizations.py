@@ -89,6 +89,7 @@ def test_safe_norm_neither_overflows_nor_underflows(scale):
     np.testing.assert_allclose(jax.grad(linalg.safe_norm)(x), [0.6, -0.8], rtol=1e-15)
 
 
+@pytest.mark.exhaustive
 def test_safe_norm_at_zero_complex_empty_and_along_an_axis():
     np.testing.assert_array_equal(jax.grad(linalg.safe_norm)(jnp.zeros(3)), 0)
     np.testing.assert_array_equal(jax.hessian(linalg.safe_norm)(jnp.zeros(2)), 0)
@@ -136,6 +137,7 @@ def test_smooth_symmetric_functions_have_two_derivatives_where_values_repeat(val
     np.testing.assert_allclose(first, (q / (2 * root)) @ q.T, rtol=0, atol=100 * EPS)
 
 
+@pytest.mark.exhaustive
 def test_derivatives_of_factors_of_rectangular_and_complex_matrices():
     """Gauge-free functions of the factors, against differences; entries of size 1e-160 as those of size one."""
     random = np.random.default_rng(2)

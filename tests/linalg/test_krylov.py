@@ -265,6 +265,7 @@ def _derivatives(function, second):
     return jax.jit(every, compiler_options=QUICK)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("solver", "closed_over", "second"), [(minres, True, False), (conjugate_gradient, False, True)]
 )
@@ -285,6 +286,7 @@ def test_derivatives_in_the_operator_and_the_right_hand_side(solver, closed_over
     _equal(_derivatives(cubes(solve), second)(theta, b), _derivatives(cubes(exact), second)(theta, b), 1e-11)
 
 
+@pytest.mark.exhaustive
 @BOTH
 def test_derivatives_with_a_null_space(solver):
     """Of D^T diag(weights) D x = b with constants as null space, and of one that turns with the operator."""

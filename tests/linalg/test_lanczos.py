@@ -113,6 +113,7 @@ def test_too_few_steps_are_said_and_the_bounds_hold():
     assert float(ends.upper_bound) <= exact[-1] + share / (1 - 2 * share) * (exact[-1] - exact[0])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("probability", [0.02, 0.3])
 def test_the_outer_bounds_fail_no_more_often_than_promised(probability):
     """An isolated eigenvalue just above a continuum, few steps: the start decides whether it is seen."""
@@ -152,6 +153,7 @@ def test_without_reorthogonalization_converged_eigenvalues_come_back():
     assert ends.largest_vectors is None
 
 
+@pytest.mark.exhaustive
 def test_derivatives_are_those_of_lapack():
     """In what a closure holds and in the leaves of a Partial; first order, forward and backward, jitted or not."""
     a, b = (jnp.asarray(_symmetric(30, seed)) for seed in (1, 2))
@@ -174,6 +176,7 @@ def test_derivatives_are_those_of_lapack():
     check_grads(ours, (weights,), order=1, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_batch_of_operators_with_a_bad_one():
     scales = jnp.array([1.0, jnp.nan, 3.0])
     values = jnp.linspace(-1, 2, 40)
@@ -186,6 +189,7 @@ def test_a_batch_of_operators_with_a_bad_one():
     np.testing.assert_allclose(slopes, [2, np.nan, 2], rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_an_operator_that_is_not_symmetric_is_said():
     matrix = jnp.asarray(np.random.default_rng(0).normal(size=(50, 50)))
     slightly = jnp.asarray(_symmetric(50)) + 1e-6 * jnp.triu(matrix, 1)
@@ -200,6 +204,7 @@ def test_an_operator_that_is_not_symmetric_is_said():
         assert int(measure.status) == Status.NOT_SYMMETRIC
 
 
+@pytest.mark.exhaustive
 def test_small_spaces_and_invariant_ones():
     """One and two dimensions, more steps than dimensions, the identity, zero, a projector, a scalar leaf."""
     one = extreme_eigenvalues(lambda v: -3 * v, jnp.zeros(()), key=KEY)
@@ -252,6 +257,7 @@ def test_quadratures_are_exact_on_polynomials():
     assert not np.allclose(measure.nodes[0], measure.nodes[1])  # probes differ
 
 
+@pytest.mark.exhaustive
 def test_traces_of_functions_within_their_standard_errors():
     matrix = _with_eigenvalues(np.linspace(0.5, 9, 300))
     exact = np.linalg.eigvalsh(matrix)
@@ -269,6 +275,7 @@ def test_traces_of_functions_within_their_standard_errors():
     assert bool(jnp.isnan(trace_of_function(one, jnp.square).standard_error))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("reorthogonalize", [True, False])
 def test_the_density_is_that_of_the_eigenvalues(reorthogonalize):
     """A semicircle, smeared with the same width as the exact eigenvalues."""

@@ -160,6 +160,7 @@ def test_cancellation_in_float32_is_reported():
     assert found > 0
 
 
+@pytest.mark.exhaustive
 def test_every_composition_of_forward_and_reverse_agrees():
     a, q = jnp.asarray([[0.3, 0.2], [-0.1, 0.4]]), jnp.eye(2)
     entry = lambda a: solve_discrete_lyapunov(a, q).x[0, 1]

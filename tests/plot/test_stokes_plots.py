@@ -26,6 +26,7 @@ def _flow():
     return operators, stokes.solve(operators, zero.replace(u=jnp.ones_like(zero.u))), solid
 
 
+@pytest.mark.exhaustive
 def test_streamlines_lie_over_the_speed_and_the_mask_is_drawn():
     operators, solution, solid = _flow()
     ax = streamlines(operators, solution)
@@ -45,6 +46,7 @@ def test_streamlines_lie_over_the_speed_and_the_mask_is_drawn():
     assert ax.figure.axes[1].get_ylabel() == "speed"
 
 
+@pytest.mark.exhaustive
 def test_the_lid_shows_in_the_speed_and_lines_can_be_left_out():
     grid, boundary = stokes.Grid((6, 6)), stokes.Boundary()
     lid = stokes.boundary_values(grid, boundary).set("y", "upper", normal=jnp.array([1.0, -1, 1, -1, 1, -1]))

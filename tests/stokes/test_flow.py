@@ -27,6 +27,7 @@ def _field(grid, boundary, *functions):
 _SOLVE = jax.jit(partial(stokes.solve, rtol=1e-12))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("viscosity", [0.3])
 def test_the_force_on_obstacles_is_the_force_on_the_fluid(viscosity):
     """In a periodic cell, to rounding times what the solver leaves; two obstacles share it."""
@@ -60,6 +61,7 @@ def _drag(solid):
     return stokes.permeability(solid, spacing=1 / 128, rtol=1e-7).tensor
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("phi", "published"), [(0.1, 24.83), (0.2, 51.53), (0.3, 102.90)])
 def test_the_drag_of_square_arrays_of_cylinders(phi, published):
     """Sangani and Acrivos 1982; a staircase of 128 cells."""
@@ -69,6 +71,7 @@ def test_the_drag_of_square_arrays_of_cylinders(phi, published):
     assert tensor[0, 0] == pytest.approx(tensor[1, 1], rel=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_permeability_of_a_slit():
     """h^3 / 12 and the discrete h / 8 term, over the width of the cell."""
     solid = np.zeros((4, 8), bool)
@@ -80,11 +83,13 @@ def test_permeability_of_a_slit():
     assert np.isnan(stokes.permeability(np.zeros((4, 4), bool)).tensor).all()
 
 
+@pytest.mark.exhaustive
 def test_permeability_of_a_uniform_medium():
     uniform = stokes.permeability(spacing=0.5, inverse_permeability=jnp.full((4, 4), 3.0), rtol=1e-12).tensor
     np.testing.assert_allclose(uniform, np.eye(2) / 3, rtol=0, atol=1e-10)
 
 
+@pytest.mark.exhaustive
 def test_permeability_is_a_symmetric_positive_tensor():
     solid = np.zeros((12, 12), bool)
     for i in range(7):

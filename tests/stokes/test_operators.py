@@ -111,6 +111,7 @@ def test_positions_are_the_middles_of_the_unknown_faces():
     assert stokes.positions(grid, Boundary(), 0, jnp.float32)[0].dtype == jnp.float32
 
 
+@pytest.mark.exhaustive
 def test_operators_of_lineax():
     operators = _operators((4, 5), "IT|NN", 0)
     random = np.random.default_rng(0)

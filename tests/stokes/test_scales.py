@@ -173,6 +173,7 @@ def test_parts_of_the_fluid_against_the_host(shape):
                 np.testing.assert_array_equal(found.winds[root], wound)
 
 
+@pytest.mark.exhaustive
 def test_a_blocked_sample_says_so():
     wall = np.zeros((8, 8), bool)
     wall[:, 5] = True
@@ -202,6 +203,7 @@ def test_pores_that_nothing_flows_through():
     np.testing.assert_allclose(found.tensor[3], [[0, 0], [0, 1 / 32]], rtol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_what_nothing_holds_and_what_cannot_leave():
     grid = Grid((6, 6))
     drag = stokes.discretize(grid, _TORUS, inverse_permeability=jnp.zeros((6, 6)))
@@ -242,6 +244,7 @@ def test_a_picture_as_a_slab():
     np.testing.assert_allclose(slab.tensor[2, :2], 0, rtol=0, atol=1e-10)
 
 
+@pytest.mark.exhaustive
 def test_counts_and_solutions_of_slabs():
     for letters, boundary in (("NN", Boundary("periodic", "no_slip")), ("FF", Boundary("periodic", "free_slip"))):
         grid = Grid((1, 6), None, (0.5, 1.0))

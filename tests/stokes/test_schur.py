@@ -87,6 +87,7 @@ def _masks():
     }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["L", "annulus", "Fichera"])
 def test_masks(name):
     letters, solid, count, smallest, largest = _masks()[name]
@@ -110,6 +111,7 @@ def test_a_channel_one_cell_wide():
     np.testing.assert_allclose(values, mu / (mu + 4), rtol=1e-10)
 
 
+@pytest.mark.exhaustive
 def test_extremes_and_the_inf_sup_constant():
     for letters, upper in (("NN|NN", (1.0, 1.0)), ("NO|NN", (2.0, 0.5))):
         operators = _operators((12, 10), letters, upper=upper)
@@ -122,6 +124,7 @@ def test_extremes_and_the_inf_sup_constant():
         assert float(constant) == pytest.approx(float(values[0]) ** 0.5, rel=1e-10)
 
 
+@pytest.mark.exhaustive
 def test_the_operator_is_symmetric_and_knows_no_viscosity():
     solid = np.zeros((5, 4), bool)
     solid[1, 1:3] = True

@@ -64,6 +64,7 @@ def results():
     return {name: jax.tree.map(lambda x, k=k: x[k], together) for k, name in enumerate(NAMES)}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES[:8])
 def test_exact_ranks_and_all_entries(results, name):
     f, rank = FUNCTIONS[name]
@@ -211,6 +212,7 @@ def _check_integrals(d, family, a, tolerance, values, slopes):
     assert np.isclose(slopes, slope, rtol=100 * tolerance), (family, slopes / slope - 1)
 
 
+@pytest.mark.exhaustive
 def test_genz_integrals_and_their_derivatives_in_one_batch():
     family = np.array([0, 0, 1, 1, 2, 2, 3, 3, 2], np.int32)
     a = np.array([0.4, 0.7, 0.15, 0.25, 0.5, 0.9, 0.5, 0.8, np.nan])
@@ -235,6 +237,7 @@ def test_genz_integrals_and_their_derivatives_in_one_batch():
         assert abs(means[k] - mean) <= float(results.mean_error[k]) * abs(mean) + rounding
 
 
+@pytest.mark.exhaustive
 def test_genz_integrals_in_a_hundred_dimensions():
     # the largest value of the oscillating one is 1e3, of the corner peak 1e2 times its integral
     for family, a, tolerance in ((0, 0.3, 1e-7), (1, 0.001, 1e-7), (2, 0.4, 1e-10), (3, 0.9, 1e-10)):
@@ -301,6 +304,7 @@ def _on_a_box(x, a):
     return jnp.exp(-a * jnp.sum(x**2)) / (2 + jnp.sum(x))
 
 
+@pytest.mark.exhaustive
 def test_chebyshev_interpolation_and_its_gradient():
     box = jnp.array([[0.0, 1.0], [0.5, 2.0], [-0.5, 0.5]])
     result = chebyshev(_on_a_box, box, [11, 15, 11], max_rank=8, tol=1e-9, key=KEY, args=(0.5,))
@@ -344,6 +348,7 @@ def test_black_box_is_asked_once_for_an_index(search):
     assert int(result.status) == Status.OK
 
 
+@pytest.mark.exhaustive
 def test_black_box_ranks_holes_zero_and_one_mode():
     shape = (5, 1, 6, 4)
     grid = np.indices(shape)
@@ -406,6 +411,7 @@ def thin():
     return jax.jit(jax.vmap(run))(jnp.array(which, jnp.int32), jnp.array(units)), jax.jit(run)
 
 
+@pytest.mark.exhaustive
 def test_unseen_is_not_zero(thin):
     assert thin[0].status.tolist() == [Status.UNEXPLORED] * 3 + [Status.OK] * 4
     rows = np.random.default_rng(1).integers(0, 2, (30, 20))

@@ -31,6 +31,7 @@ def _size(array):
     return np.linalg.norm(np.ravel(array))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("shape", [*SHAPES.values(), (2, 1, 3), (1,)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_array_comes_back(shape, dtype):
@@ -49,6 +50,7 @@ def test_an_array_comes_back(shape, dtype):
     np.testing.assert_allclose(dense, array, rtol=0, atol=tolerance(dtype) * _size(array))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("eps", HILBERT_RANKS)
 def test_ranks_and_errors_of_the_hilbert_tensor(eps):
     """No train within eps has smaller ranks than the unfoldings at eps; TT-SVD has none above that at eps / sqrt(5)."""

@@ -82,6 +82,7 @@ def test_one_mode():
     np.testing.assert_allclose(full_of(matrix @ tt), _of(matrix) @ full_of(tt), rtol=1e-14)
 
 
+@pytest.mark.exhaustive
 def test_the_laplacian_in_many_dimensions():
     """Rank 2; a product of sines is its eigenvector, in 2 dimensions and in 50, by the residual in the norm by QR."""
     n = 5
@@ -102,6 +103,7 @@ def test_the_laplacian_in_many_dimensions():
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", ["randomized", "qr_svd", "gram"])
 def test_a_sum_of_many_trains_of_few_kinds(method):
     kinds = [tensor_train.from_cores(random_cores((4, 5, 3, 4), rank, seed=rank)) for rank in (1, 2)]

@@ -29,6 +29,7 @@ def quickly(function, *operands, options=QUICK):
 # ------------------------------------------------------------------------------------------------ published tables
 
 
+@pytest.mark.exhaustive
 def test_the_published_table_of_protes():
     run = jax.jit(tables.protes_runs.__wrapped__)
     operands = lambda name: (
@@ -56,6 +57,7 @@ def test_proven_minima_are_those_of_all_entries():
     np.testing.assert_allclose((squares / 4000 - waves).min(), least, rtol=1e-13)
 
 
+@pytest.mark.exhaustive
 def test_the_published_table_of_ttopt_in_ten_dimensions():
     d, resolved = 10, ("Ackley", "Rastrigin", "Alpine", "Qing", "Schwefel")
     run = partial(tables.ttopt_run.__wrapped__, d=d, budget=100_000)
@@ -295,6 +297,7 @@ def valley(x, turn):
     return jnp.sum(jnp.logspace(0, 2, x.size) * y**2)
 
 
+@pytest.mark.exhaustive
 def test_gradients_find_what_samples_alone_do_not():
     d, n = 8, 201
     turn = jnp.asarray(np.linalg.qr(np.random.default_rng(2).normal(size=(d, d)))[0])

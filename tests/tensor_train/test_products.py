@@ -87,6 +87,7 @@ def test_indices_that_are_not_there_give_nan():
         np.testing.assert_allclose(last, full_of(tt)[2, 4, 1], rtol=1e-13)
 
 
+@pytest.mark.exhaustive
 def test_distances_of_nearly_equal_trains_keep_their_digits():
     """b = a + 1e-9 |a| e with |e| = 1: dot needs the difference of numbers that agree to 18 digits."""
     a, e = _train((6,) * 8, 4), _train((6,) * 8, 1, seed=1)
@@ -120,6 +121,7 @@ def _log_entry(cores, index):
     return np.sign(row[0]), logarithm + np.log(abs(row[0]))
 
 
+@pytest.mark.exhaustive
 def test_five_hundred_sites_in_float32():
     """The norm of the train is e^1200 or so, its entries are e^800: no float32 number is either."""
     d, n = 500, 3

@@ -105,6 +105,7 @@ def test_cores_are_left_orthogonal():
 # ------------------------------------------------------------------------------------------------ randomized
 
 
+@pytest.mark.exhaustive
 def test_randomized_rounding_of_a_sum_is_exact_at_its_rank():
     """Six trains, of which two differ: the rank is 2 + 3, and five padded ranks of eighteen are found."""
     key = jax.random.key(0)
@@ -198,6 +199,7 @@ CASES = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_those_of_differences_and_do_not_see_padding(method, case):
@@ -263,6 +265,7 @@ def test_a_batch_is_rounded_as_its_members_and_a_bad_one_harms_no_other(method):
     assert np.isnan(np.asarray(errors)).tolist() == [False, True, False]
 
 
+@pytest.mark.exhaustive
 def test_ranks_of_sums_of_functions():
     """sum x has rank 2 and sin(sum x) too, built as sums and products of trains of rank 1."""
     d, x = 5, np.linspace(0.1, 1, 4)

@@ -202,6 +202,7 @@ def test_complex_trains_have_squares():
 # ------------------------------------------------------------------------------------------------ extremes
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("rank", [1, 3])
 def test_extremes_of_random_trains(rank):
     trains = [random_train(seed, (4, 3, 2, 4, 3), rank, max_rank=3) for seed in range(20)]
@@ -214,6 +215,7 @@ def test_extremes_of_random_trains(rank):
         np.testing.assert_allclose([large.value[k], small.value[k]], [whole.max(), whole.min()], rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_products_in_a_hundred_modes(dtype):
     """Both extremes of a product of factors of both signs, by dynamic programming over the pair of them."""
@@ -241,6 +243,7 @@ def test_sums_in_a_hundred_modes():
     np.testing.assert_allclose(large.value, parts.max(2).sum(1), rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_extremes_beyond_the_range_of_the_dtype():
     vectors = 1e20 * np.random.default_rng(1).uniform(size=(50, 4))
     tt = rank_one(vectors)

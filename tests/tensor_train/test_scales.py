@@ -27,6 +27,7 @@ def _first_entry(tt):
     return float(tensor_train.gather(tt, jnp.zeros((1, tt.ndim), jnp.int32))[0])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", _MODES)
 def test_sums_of_trains_whose_factors_no_number_holds(dtype):
     ones, rounded = _ones(dtype)
@@ -51,6 +52,7 @@ def test_sums_of_trains_whose_factors_no_number_holds(dtype):
         assert abs(slope - 1) <= 4 * _MODES[dtype] * np.finfo(dtype).eps
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", _MODES)
 def test_a_factor_is_handed_over_in_the_cores_to_the_last_bit(dtype):
     _, rounded = _ones(dtype)

@@ -94,6 +94,7 @@ def test_poisson_in_three_dimensions_by_exponentials(dtype):
     assert np.linalg.norm(full_of(solution) - expected) < eps * np.linalg.norm(expected)
 
 
+@pytest.mark.exhaustive
 def test_modes_of_different_sizes_spacings_and_matrices_agree():
     sizes = (3, 5, 1, 4)
     matrices = [_second_difference(n) for n in sizes]
@@ -154,6 +155,7 @@ def test_poisson_in_ten_dimensions_by_an_independent_integral():
     np.testing.assert_allclose(found, np.prod([row[4] for row in rows]) / value, rtol=2 * eps)
 
 
+@pytest.mark.exhaustive
 def test_derivatives_of_the_inverse():
     """u is proportional to h^2; for matrices against differences."""
     rows = [np.ones(4), np.arange(1.0, 4)]
@@ -203,6 +205,7 @@ def _diffusion(d, n, strength):
     return tensor_train.matrix_from_cores(cores), assembled
 
 
+@pytest.mark.exhaustive
 def test_variable_coefficients_in_three_dimensions_against_a_sparse_solver():
     """A contrast of eleven. The smallest eigenvalue of A is above 3 * 9.8, so that the residual bounds the error."""
     n = 16
@@ -222,6 +225,7 @@ def test_variable_coefficients_in_three_dimensions_against_a_sparse_solver():
     np.testing.assert_allclose(small.residual, _residual(operator, small.tt, _ones(3, n)), rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_the_inverse_laplacian_preconditions_variable_coefficients():
     """With a from 1 to 2 a step of 2 / 3 brings the norm <r, P r>^(1/2) to 1 / 3, for P exact to eps (1 + 2 eps) / 3.
 
@@ -254,6 +258,7 @@ def _single(operator, max_rank):
     return tensor_train.matrix_from_cores(cores, max_rank=max_rank)
 
 
+@pytest.mark.exhaustive
 def test_poisson_and_diffusion_in_ten_dimensions_by_sweeps():
     """In float32; against the exponential sum, where the residual bounds the error through the smallest eigenvalue."""
     d, n, tol = 10, 8, 1e-4
@@ -270,6 +275,7 @@ def test_poisson_and_diffusion_in_ten_dimensions_by_sweeps():
             assert float(error) < 1.01 * tol / (d * _eigenvalues(n)[0])
 
 
+@pytest.mark.exhaustive
 def test_poisson_on_two_to_the_q_points_in_quantics():
     """u = x (1 - x) / 2 has ranks 3 and solves the difference equation; the condition number is 2^(2 q) 0.4."""
     bits = 10
@@ -298,6 +304,7 @@ def _nonsymmetric(seed=0):
     return cores
 
 
+@pytest.mark.exhaustive
 def test_nonsymmetric_systems_of_any_scale_for_a_batch_of_right_hand_sides():
     cores = _nonsymmetric()
     whole = _full_matrix(cores)
@@ -320,6 +327,7 @@ def test_nonsymmetric_systems_of_any_scale_for_a_batch_of_right_hand_sides():
     assert np.asarray(again.num_sweeps).max() == 1 < np.asarray(results.num_sweeps).min()
 
 
+@pytest.mark.exhaustive
 def test_zero_gives_zero():
     right = tensor_train.from_cores(random_cores((4,) * 4, 2))
     operator = tensor_train.matrix_from_cores(_nonsymmetric())
@@ -329,6 +337,7 @@ def test_zero_gives_zero():
     assert (int(nothing.status), float(nothing.residual), int(nothing.num_sweeps)) == (Status.OK, 0, 0)
 
 
+@pytest.mark.exhaustive
 def test_complex_systems_with_modes_of_different_sizes_and_ranks_at_their_bounds():
     sizes = (3, 5, 1, 4)
     rng = np.random.default_rng(3)
@@ -358,6 +367,7 @@ def test_the_adjoint_of_the_guide_is_the_derivative():
     np.testing.assert_allclose(found, (value(1e-5) - value(-1e-5)) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_programs_do_not_grow_with_the_number_of_sites():
     run = jax.jit(lambda a, b: solve(a, b, max_rank=3, key=_KEY))
     lines = [len(run.lower(kronecker_sum([np.eye(3)] * d), _ones(d, 3)).as_text().splitlines()) for d in (20, 100)]
