@@ -250,6 +250,7 @@ def test_controls_move_the_cloud():
     assert np.array_equal(paths[..., 0], np.tile([0.0, 1.0, 3.0, 7.0], (3, 1)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("resampled", [0.0, 1.0])
 def test_an_impossible_observation_leaves_a_cloud_that_moved(resampled):
     theta, observations = jnp.asarray(_THETA), jnp.asarray(_record(6)).at[3].set(1e300)

@@ -359,6 +359,7 @@ def _sector_rate(method, P, mu, L):
     return np.sqrt(best)
 
 
+@pytest.mark.exhaustive
 def test_a_function_of_ones_own_is_checked():
     """Never worse than by the sector alone, never better than the best of all, and verified exactly."""
     slow = [(heavy_ball(0.3, 0.2), 0.2), (heavy_ball(0.5, 0.1), 0.1), (nesterov(0.6, 0.2), 0.3)]

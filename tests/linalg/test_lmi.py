@@ -129,6 +129,7 @@ def test_a_derivative_raises():
         jax.make_jaxpr(jax.grad(lambda blocks: maximize_margin([blocks]).margin))(blocks)
 
 
+@pytest.mark.exhaustive
 def test_bad_members_are_said_and_alone():
     basis = jnp.asarray(_symmetric_basis(2))
     blocks = jnp.stack([basis, basis.at[0, 0, 0].set(jnp.nan), jnp.zeros_like(basis), basis])
@@ -140,6 +141,7 @@ def test_bad_members_are_said_and_alone():
     np.testing.assert_allclose(by_vmap.margin, solution.margin, rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_members_do_not_depend_on_the_chunks():
     """More members than one chunk holds; the first and the last are what they are alone."""
     random = np.random.default_rng(1)

@@ -54,6 +54,7 @@ def _manufactured(n):
     return error_u, np.abs(p).max(), np.sqrt(np.mean(p**2))
 
 
+@pytest.mark.exhaustive
 def test_second_order_of_a_manufactured_solution():
     """The published errors to three digits."""
     errors = {n: _manufactured(n) for n in (64, 128, 1024)}
@@ -64,6 +65,7 @@ def test_second_order_of_a_manufactured_solution():
     assert np.all(np.asarray(orders) < 2.05)
 
 
+@pytest.mark.exhaustive
 def test_the_lid_driven_cavity():
     """The primary vortex to nine digits by extrapolation, and the first corner eddy."""
     found = []
@@ -85,6 +87,7 @@ def test_the_lid_driven_cavity():
     assert (4 * eddies[2] - eddies[1]) / 3 == pytest.approx(2.2276e-6, rel=0.01)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("n", "limit"), [(64, 24), (256, 24)])
 def test_steps_of_conjugate_gradients(n, limit):
     operators = _square(n)
@@ -112,6 +115,7 @@ def test_the_methods_agree_on_a_box():
     _agree(_square(12, "IO|NN", viscosity=0.3), ("direct", "schur_cg", "simple_cg", "minres"))
 
 
+@pytest.mark.exhaustive
 def test_the_methods_agree_around_a_solid():
     solid = np.zeros((12, 12), bool)
     solid[4:7, 5:9], solid[9:, :2] = True, True
@@ -124,6 +128,7 @@ def test_the_methods_agree_in_three_dimensions():
     assert int(cg.stats.iterations) <= 30
 
 
+@pytest.mark.exhaustive
 def test_prescribed_profiles_and_pressures():
     """A parabola stays one to the outlet; a pressure drop drives Poiseuille's flow."""
     n, length = 16, 6.0
