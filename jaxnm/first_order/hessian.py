@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int32, Key
 
 from jaxnm import arguments
-from jaxnm.linalg import eigh, extreme_eigenvalues, spectral_density
+from jaxnm.linalg import ExtremeEigenvalues, SpectralMeasure, eigh, extreme_eigenvalues, spectral_density
 from jaxnm.status import Status, first_failing, merge
 
 
@@ -125,7 +125,16 @@ def hessian_spectrum(
     # the nodes are constants for a derivative
     fixed = jax.lax.stop_gradient(product)
     measure = spectral_density(fixed, params, key=probe_key, num_steps=num_steps, num_probes=num_probes)
-    nodes, weights = measure.nodes.reshape(-1), measure.weights.reshape(-1) / num_probes
+    return _from_ritz_values(ends, measure)
+
+
+def _hessian_product(loss: Partial, params: Any, vector: Any) -> Any:
+    return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
+
+
+@jax.jit
+def _from_ritz_values(ends: ExtremeEigenvalues, measure: SpectralMeasure) -> Spectrum:
+    nodes, weights = measure.nodes.reshape(-1), measure.weights.reshape(-1) / measure.nodes.shape[0]
     order = jnp.argsort(nodes)
     # a probe may reach further than the run for the ends, if that has not converged
     beyond = lambda excess: jax.lax.stop_gradient(jnp.maximum(excess, 0))
@@ -144,10 +153,6 @@ def hessian_spectrum(
         status=merge(ends.status, measure.status),
         dimension=measure.dimension,
     )
-
-
-def _hessian_product(loss: Partial, params: Any, vector: Any) -> Any:
-    return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
 
 
 @jax.jit

@@ -96,7 +96,7 @@ def chebyshev(
     arguments.check_real(name, "box", box)
     condition = lambda shape: len(shape) == 2 and shape[0] >= 1 and shape[1] == 2
     arguments.check_shape(name, "box", box, "[d, 2], d >= 1", condition, "one row a variable")
-    if not isinstance(box, jax.core.Tracer) and not np.all(np.asarray(box[:, 0] < box[:, 1])):
+    if not isinstance(box, jax.core.Tracer) and not np.all(np.diff(jax.device_get(box)) > 0):
         arguments.refuse(name, "box", "empty in a variable", "lower < upper in each row", "give ends in their order")
     d = box.shape[0]
     degrees: list[Any] = list(degree) if isinstance(degree, Sequence) else [degree] * d
@@ -105,21 +105,11 @@ def chebyshev(
     for k, number in enumerate(degrees):
         arguments.check_count(name, f"degree[{k}]", number, minimum=0)
     shape = tuple(int(number) + 1 for number in degrees)
-    nodes, transform = zip(*(_nodes_and_transform(n, max(shape)) for n in shape), strict=True)
-    middle, half = (box[:, 0] + box[:, 1]) / 2, (box[:, 1] - box[:, 0]) / 2
-    grids = [middle[k] + half[k] * jnp.asarray(node, box.dtype) for k, node in enumerate(nodes)]
     cross = from_function_on(
-        f, grids, max_rank=max_rank, tol=tol, key=key, initial=initial, args=args, max_sweeps=max_sweeps, search=search
-    )
-    matrices = jnp.asarray(np.stack(transform), cross.tt.dtype)
-    cores = einsum("dji,dris->drjs", matrices, cross.tt.cores)
-    tt = cross.tt
-    coefficients = TT(cores, tt.ranks, tt.log_scale, tt.shape)
-    interpolant = ChebyshevTrain(coefficients, box)
-    error = _error(f, interpolant, jax.random.fold_in(key, 1), jnp.abs(cross.best_value), args)
-    limit = MARGIN * jnp.maximum(jnp.asarray(tol, error.dtype), FLOOR * jnp.finfo(error.dtype).eps)
-    inaccurate = first_failing((~(error <= limit), Status.NOT_CONVERGED))
-    return ChebyshevResult(interpolant, cross, error, merge(cross.status, inaccurate))
+        f, _grids(box, shape), max_rank=max_rank, tol=tol, key=key, initial=initial, args=args, max_sweeps=max_sweeps,
+        search=search,
+    )  # fmt: skip
+    return _interpolated(f, cross, box, arguments.constant(tol, box.dtype), key, args)
 
 
 def evaluate(train: ChebyshevTrain, points: Float[ArrayLike, "m d"]) -> Inexact[Array, "m"]:
@@ -153,7 +143,27 @@ def evaluate(train: ChebyshevTrain, points: Float[ArrayLike, "m d"]) -> Inexact[
     return _evaluate(train.coefficients, box, points)
 
 
+@partial(jax.jit, static_argnums=1)
+def _grids(box: Array, shape: tuple[int, ...]) -> list[Array]:
+    middle, half = (box[:, 0] + box[:, 1]) / 2, (box[:, 1] - box[:, 0]) / 2
+    nodes = [jnp.asarray(_nodes_and_transform(n, n)[0], box.dtype) for n in shape]
+    return [middle[k] + half[k] * node for k, node in enumerate(nodes)]
+
+
 @partial(jax.jit, static_argnums=0)
+def _interpolated(
+    f: Callable[..., Any], cross: CrossResult, box: Array, tol: Array, key: Array, args: tuple[Any, ...]
+) -> ChebyshevResult:
+    tt = cross.tt
+    transform = np.stack([_nodes_and_transform(n, max(tt.shape))[1] for n in tt.shape])
+    cores = einsum("dji,dris->drjs", jnp.asarray(transform, tt.dtype), tt.cores)
+    interpolant = ChebyshevTrain(TT(cores, tt.ranks, tt.log_scale, tt.shape), box)
+    error = _error(f, interpolant, jax.random.fold_in(key, 1), jnp.abs(cross.best_value), args)
+    limit = MARGIN * jnp.maximum(tol.astype(error.dtype), FLOOR * jnp.finfo(error.dtype).eps)
+    inaccurate = first_failing((~(error <= limit), Status.NOT_CONVERGED))
+    return ChebyshevResult(interpolant, cross, error, merge(cross.status, inaccurate))
+
+
 def _error(f: Callable[..., Any], train: ChebyshevTrain, key: Array, scale: Array, args: tuple[Any, ...]) -> Array:
     train, args = jax.lax.stop_gradient((train, args))
     box = train.box

@@ -1,6 +1,7 @@
 """What the optimizers over grids share: their result, their ask and tell form, the best so far, and binary grids."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -96,6 +97,12 @@ def grid_point(
     low, high = arguments.to_arrays(name, lower=lower, upper=upper)
     for side, array in (("lower", low), ("upper", high)):
         arguments.check_shape(name, side, array, f"a scalar or [{d}]", lambda shape: shape in ((), (d,)))
+    return _grid_point(index, low, high, int(bits))
+
+
+@partial(jax.jit, static_argnums=3)
+def _grid_point(index: Array, low: Array, high: Array, bits: int) -> Array:
+    d = index.shape[-1] // bits
     # -1 and 1 instead of 0 and 1, so that the middle is zero; sums of half of the digits are exact in any order
     signs = (2 * index - 1).reshape(-1, bits).astype(low.dtype)
     places = np.arange(1, bits + 1)

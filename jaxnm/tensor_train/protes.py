@@ -291,8 +291,7 @@ def _start(name: str, shape: tuple, rank: int, initial: TT | None, dtype: Any, r
     rate = rate.astype(dtype)
     if initial is None:
         size = bounded_rank(shape, rank)
-        ranks = jnp.full(len(shape) + 1, size, jnp.int32).at[0].set(1).at[-1].set(1)
-        return None, core_mask(ranks, shape, size), rate
+        return None, _whole_cores(shape, size), rate
     check_train(name, initial=initial)
     arguments.check_real(name, "initial.cores", initial.cores)
     if initial.shape != shape:
@@ -301,6 +300,13 @@ def _start(name: str, shape: tuple, rank: int, initial: TT | None, dtype: Any, r
         )
     cores = initial.cores.astype(dtype)
     return cores, cores != 0, rate
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _whole_cores(shape: tuple[int, ...], size: int) -> Array:
+    """Where cores of one rank may differ from zero."""
+    ranks = jnp.full(len(shape) + 1, size, jnp.int32).at[0].set(1).at[-1].set(1)
+    return core_mask(ranks, shape, size)
 
 
 # ------------------------------------------------------------------------------------------------ the distribution

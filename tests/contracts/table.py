@@ -21,6 +21,8 @@ from tests.contracts.tensor_train_rows import TENSOR_TRAIN_LARGER, TENSOR_TRAIN_
 from tests.contracts.tensor_train_solve_rows import TENSOR_TRAIN_SOLVE_ROWS
 from tests.contracts.tensor_train_spectra_rows import TENSOR_TRAIN_SPECTRA_ROWS
 
+_KEY = jax.random.key(0)
+
 
 def _vector(seed: int, dtype: Any) -> jax.Array:
     return matrix(dtype, 3, seed=seed)
@@ -124,7 +126,7 @@ def _hessian_spectrum(scale: jax.Array, w: jax.Array) -> first_order.Spectrum:
 
 def _lanczos_spectrum(scale: jax.Array, w: jax.Array) -> first_order.Spectrum:
     loss = jax.tree_util.Partial(_quadratic_loss, scale)
-    return first_order.hessian_spectrum(loss, {"w": w}, method="lanczos", key=jax.random.key(0), num_probes=1)
+    return first_order.hessian_spectrum(loss, {"w": w}, method="lanczos", key=_KEY, num_probes=1)
 
 
 def _grid(rates: jax.Array, curvatures: jax.Array) -> first_order.Analysis:

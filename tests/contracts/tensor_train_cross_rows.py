@@ -4,13 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnm import tensor_train
+from jaxnm.arguments import constant
 from jaxnm.tensor_train import TT
 from tests.contracts.row import Row, law, number, of
 
 _KEY = jax.random.key(0)
 _BOX = "the function of this row has no unit; from_function_on, which does the work, has its law"
+_UNIT_CUBE = ((0.0, 1.0),) * 3
 _POINTS = ((0.1, 0.7, 0.4), (0.9, 0.2, 0.5))
 
 
@@ -37,20 +40,20 @@ def _of_index(a: jax.Array, unit: jax.Array) -> jax.Array:
 
 def _of_point(a: jax.Array, unit: jax.Array) -> jax.Array:
     f = lambda point, a, unit: unit * _value(point, a)
-    grids = [jnp.linspace(0, 1, 4, dtype=a.dtype), jnp.linspace(0, 1, 3, dtype=a.dtype)]
+    grids = [constant(np.linspace(0, 1, n), a.dtype) for n in (4, 3)]
     return tensor_train.to_dense(tensor_train.from_function_on(f, grids, **_options(a) | {"args": (a, unit)}).tt)
 
 
 def _interpolated(a: jax.Array) -> jax.Array:
-    box = jnp.asarray([[0.0, 1.0]] * 3, a.dtype)
-    result = tensor_train.chebyshev(_value, box, 2, **_options(a))
-    return tensor_train.evaluate(result.interpolant, jnp.asarray(_POINTS, a.dtype))
+    result = tensor_train.chebyshev(_value, constant(_UNIT_CUBE, a.dtype), 2, **_options(a))
+    return tensor_train.evaluate(result.interpolant, constant(_POINTS, a.dtype))
 
 
 def _evaluated(a: jax.Array) -> jax.Array:
-    coefficients = TT(a * jnp.ones((3, 1, 4, 1), a.dtype), jnp.ones(4, jnp.int32), jnp.zeros((), a.dtype), (4,) * 3)
-    train = tensor_train.ChebyshevTrain(coefficients, jnp.asarray([[0.0, 1.0]] * 3, a.dtype))
-    return tensor_train.evaluate(train, jnp.asarray(_POINTS, a.dtype))
+    cores = a * constant(np.ones((3, 1, 4, 1)), a.dtype)
+    coefficients = TT(cores, constant(np.ones(4), jnp.int32), constant(0, a.dtype), (4,) * 3)
+    train = tensor_train.ChebyshevTrain(coefficients, constant(_UNIT_CUBE, a.dtype))
+    return tensor_train.evaluate(train, constant(_POINTS, a.dtype))
 
 
 TENSOR_TRAIN_CROSS_ROWS = [

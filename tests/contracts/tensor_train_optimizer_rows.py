@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnm import tensor_train
+from jaxnm.arguments import constant
 from tests.contracts.row import Row, law, matrix, number, of
 
 _KEY = jax.random.key(0)
@@ -42,7 +44,7 @@ def _ttopt(table: jax.Array, scale: jax.Array) -> Any:
 
 
 def _with_gradients(centre: jax.Array) -> Any:
-    grids = [jnp.linspace(-1.0, 1.0, 9).astype(centre.dtype)] * 2
+    grids = [constant(np.linspace(-1.0, 1.0, 9), centre.dtype)] * 2
     options = {"key": _KEY, "budget": 60, "batch": 20, "elite": 5, "descents": 2, "descent_steps": 3}
     return tensor_train.protes_with_gradients(_square, grids, args=(centre,), **options)
 
