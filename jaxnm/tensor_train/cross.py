@@ -256,7 +256,7 @@ def check_initial(function: str, initial: Any, sizes: tuple[int, ...]) -> tuple[
     """([m, d] int32, m = 0 without any, each moved to the nearest index that there is; whether one had to be)."""
     d = len(sizes)
     if initial is None:
-        return jnp.zeros((0, d), jnp.int32), jnp.bool_(False)
+        return arguments.constant(np.zeros((0, d)), jnp.int32), arguments.constant(False, bool)
     if not all(isinstance(size, int) for size in jnp.shape(initial)):
         arguments.refuse(
             function, "initial", f"of shape {jnp.shape(initial)}", "a known number", "export one program each"
@@ -268,11 +268,16 @@ def check_initial(function: str, initial: Any, sizes: tuple[int, ...]) -> tuple[
     condition = lambda shape: len(shape) == 2 and shape[1] == d
     arguments.check_shape(function, "initial", start, f"[m, {d}]", condition, "one row a multi-index")
     # unsigned indices have no negative ones to compare with
-    inside = jnp.clip(start, 0, jnp.array(sizes, start.dtype)[None] - 1)
-    outside = jnp.any(inside != start)
+    inside, outside = _moved_inside(start, sizes)
     if not isinstance(outside, jax.core.Tracer) and bool(outside):
         arguments.refuse(function, "initial", "outside", f"indices below {sizes}", "count from 0")
-    return inside.astype(jnp.int32), outside
+    return inside, outside
+
+
+@partial(jax.jit, static_argnums=1)
+def _moved_inside(indices: Array, sizes: tuple[int, ...]) -> tuple[Array, Array]:
+    inside = jnp.clip(indices, 0, jnp.array(sizes, indices.dtype)[None] - 1)
+    return inside.astype(jnp.int32), jnp.any(inside != indices)
 
 
 # ------------------------------------------------------------------------------------------------ cross or table
