@@ -51,7 +51,8 @@ def to_arrays(function: str, **arguments: ArrayLike) -> list[Array]:
             value = _stacked(function, name, value)
         values.append(value)
         if not _is_numeric(value):
-            refuse(function, name, f"a {type(value).__name__}", "an array", "use jnp.asarray(...)", error=TypeError)
+            got = f"a {type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
+            refuse(function, name, got, "an array of numbers", "use jnp.asarray(...)", error=TypeError)
         if isinstance(value, _Weak) or _is_python_number(value):
             weak.append(value)
             continue
@@ -77,8 +78,12 @@ class _Weak(np.ndarray):
 
 
 def _is_numeric(value: Any) -> bool:
-    array = isinstance(value, jax.Array | np.ndarray | np.generic) or hasattr(value, "__jax_array__")
-    return array or isinstance(value, int | float | complex)
+    """Whether JAX can make an array of it without losing anything: no strings and objects, no mask."""
+    if isinstance(value, np.ma.MaskedArray):
+        return False
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biufc" or jnp.issubdtype(value.dtype, jnp.floating)
+    return isinstance(value, jax.Array | int | float | complex) or hasattr(value, "__jax_array__")
 
 
 def _is_python_number(value: Any) -> bool:
@@ -154,7 +159,14 @@ def check_real(function: str, argument: str, array: Array) -> None:
 def check_number(
     function: str, argument: str, value: Any, expected: str, condition: Callable[[float], bool], remedy: str
 ) -> None:
-    """Refuse a Python number outside its range, or not finite; arrays and tracers pass."""
+    """Refuse a Python number outside its range, or not finite, and what is no real scalar; traced ones pass."""
+    if not _is_numeric(value):
+        refuse(function, argument, f"of type {type(value).__name__}", expected, remedy, error=TypeError)
+    if np.iscomplexobj(value):
+        got = f"of dtype {jnp.result_type(value)}"
+        refuse(function, argument, got, f"a real number, {expected}", remedy, error=TypeError)
+    if np.shape(value) != ():
+        refuse(function, argument, f"of shape {np.shape(value)}", f"a scalar, {expected}", "use jax.vmap for several")
     if is_number(value) and not (math.isfinite(value) and condition(float(value))):
         refuse(function, argument, repr(value), expected, remedy)
 

@@ -155,7 +155,7 @@ def eigen_lyapunov(
     arguments.check_square("eigen_lyapunov", "matrix", matrix)
     arguments.check_number("eigen_lyapunov", "slack", slack, "a finite number >= 0", lambda s: s >= 0, "pass 0 or more")
     if arguments.is_number(slack):
-        slack = jnp.asarray(slack, jnp.finfo(matrix.dtype).dtype)
+        slack = arguments.constant(slack, jnp.finfo(matrix.dtype).dtype)
     (slack,) = arguments.to_arrays("eigen_lyapunov", slack=slack)
     matrix, slack = arguments.without_derivative(
         "eigen_lyapunov", "an argument", (matrix, slack), remedy="use jaxnm.linalg.solve_discrete_lyapunov"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxnm import arguments
@@ -252,14 +253,14 @@ def check_velocity(function: str, argument: str, value: Any, grid: Grid, boundar
 
 def as_solid(function: str, solid: ArrayLike, grid: Grid) -> Array:
     """The mask as a boolean array of the grid's shape."""
-    mask = jnp.asarray(solid)
+    mask = solid if isinstance(solid, jax.Array) else np.asarray(solid)
     if mask.dtype != bool:
         arguments.refuse(
             function, "solid", f"of dtype {mask.dtype}", "booleans, True in the solid",
             "threshold the picture, or pass inverse_permeability for a partial solid", error=TypeError,
         )  # fmt: skip
     arguments.check_shape(function, "solid", mask, f"{grid.shape}", lambda shape: shape == grid.shape)
-    return mask
+    return arguments.constant(mask, bool)
 
 
 def is_concrete(*values: Any) -> bool:

@@ -109,7 +109,8 @@ def distance(a: TT, b: TT) -> Float[Array, ""]:
     Raises:
       ValueError: different shapes. TypeError: no train.
 
-    Cost: as `norm` of a train of ranks R_a + R_b. Differentiable, as `norm`.
+    Cost: as `norm` of a train of ranks R_a + R_b. Differentiable, as `norm`, where a and b differ by more than
+    rounding; the derivative of a distance that is rounding is rounding over rounding.
 
     Example:
       >>> from jaxnm.tensor_train import from_cores

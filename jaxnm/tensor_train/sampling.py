@@ -227,7 +227,9 @@ def _log_prob(tt: TT, indices: Array, given: Array, kind: str) -> Array:
     binary = (powers * exponents - exponent[None]).astype(real) * jnp.log(jnp.asarray(2, real))
     result = jnp.asarray(powers, real) * log_values - log_total[None] + binary
     result = jnp.where(some | jnp.isnan(sizes), result, jnp.full_like(result, -jnp.inf))
-    return jnp.where(inside & usable, result, jnp.full_like(result, jnp.nan))
+    # NaN in the derivative by the cores too
+    nothing = jnp.where(inside & usable, jnp.zeros((), real), jnp.full((), jnp.nan, real))
+    return result + nothing * total[None]
 
 
 # ------------------------------------------------------------------------------------------------ checks

@@ -89,6 +89,8 @@ class Row:
     """Parts of the paths of leaves that are nothing but rounding errors (".residual_norm"), so that no digit agrees."""
     scaling: tuple[Law, ...] | str = ()
     """The laws by which the result scales with the units of the arguments, or why there is none."""
+    default_dtype: bool = False
+    """Whether the result has the default dtype, whatever that of the arguments."""
     members: Callable[[Any], list[tuple[Any, ...]]] | None = None
     """Arguments of hard members of a batch, from a dtype; besides those that every row gets."""
 

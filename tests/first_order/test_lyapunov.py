@@ -15,6 +15,7 @@ from jaxnm.first_order import (
     spectral_radius,
     state_space,
 )
+from tests.compilation import QUICK
 
 _random = np.random.default_rng(0)
 
@@ -165,3 +166,14 @@ def test_the_casoratian_fails_where_the_function_is_not_quadratic():
     assert set(np.round(np.unique(np.abs(np.round(xs[-40:], 4))), 4)) == {0.1395, 0.1713}
     values = xs[1:-1] ** 2 - xs[2:] * xs[:-2]
     assert (np.diff(values[:200]) > 0).any()
+
+
+def test_a_conjugate_pair_is_turned_in_one_order_everywhere():
+    """Equal moduli differ by rounding; a swap that only some copies of the number ask for would mix the vectors."""
+    alone = jax.jit(eigen_lyapunov, compiler_options=QUICK)
+    found = [[0.12578967451288317, -0.13216733105589823], [0.6407254838922055, 0.10494972074567957]]
+    turned = lambda a, b, c: [[a, -b], [c, a * 0.97]]
+    for matrix in [found, *(turned(*x) for x in np.random.default_rng(3).uniform(0.1, 0.9, (40, 3)))]:
+        _, vectors = np.linalg.eig(np.asarray(matrix).T)
+        P = (vectors.conj() @ vectors.T).real
+        np.testing.assert_allclose(alone(jnp.asarray(matrix)), P / np.linalg.eigvalsh(P)[-1], rtol=1e-9)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnm import stokes
+from jaxnm import Status, stokes
 from jaxnm.stokes import Boundary, Grid, Velocity
 from tests.stokes.test_counting import _boundary
 
@@ -188,3 +188,14 @@ def test_what_is_refused():
         stokes.force_on_solid(masked, zero, jnp.zeros((4, 4)), labels=jnp.ones((4, 4)))
     with pytest.raises(ValueError, match="psi is of shape"):
         stokes.stream_extrema(flat.grid, jnp.zeros((4, 4)))
+
+
+def test_the_permeability_of_a_weak_drag_is_right_or_said_to_be_inaccurate():
+    """K d = 1 in a uniform medium (Darcy); of a drag that is rounding beside 1 / h^2 the digits are lost."""
+    drags = jnp.asarray([1e-8, 1e-10, 1e-12, 1e-15, 1e3])
+    of = jax.jit(jax.vmap(lambda d: stokes.permeability(inverse_permeability=jnp.full((6, 6), d))))
+    weak = of(drags)
+    error = np.abs(np.asarray(weak.tensor)[:, 0, 0] * np.asarray(drags) - 1)
+    accurate = error <= np.sqrt(np.finfo(float).eps)
+    np.testing.assert_array_equal(weak.status[:, 0], np.where(accurate, 0, Status.INACCURATE))
+    np.testing.assert_array_equal(accurate, [True, False, False, False, True])

@@ -1,5 +1,6 @@
 """Sampling against exact probabilities, extremes against brute force, and files of trains."""
 
+import dataclasses
 import json
 import math
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxnm.status import Status
-from jaxnm.tensor_train import TT, from_cores, gather, marginal
+from jaxnm.tensor_train import TT, from_cores, gather, marginal, scale
 from jaxnm.tensor_train import quantics as qt
 from jaxnm.tensor_train.extremes import argmax, argmin
 from jaxnm.tensor_train.sampling import log_prob, sample
@@ -402,3 +403,11 @@ def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(TypeError, match="dtype"):
         save(tmp_path / "a", TT(tt.cores.astype(jnp.bfloat16), tt.ranks, tt.log_scale, tt.shape))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_log_probability_that_is_not_a_number_has_no_derivative_either():
+    negative = scale(from_cores([jnp.ones((1, 3, 1))] * 2), -1.0)
+    of = lambda cores: log_prob(dataclasses.replace(negative, cores=cores), jnp.array([[0, 0]]), kind="nonnegative")[0]
+    value, gradient = jax.value_and_grad(of)(negative.cores)
+    assert np.isnan(value)
+    assert np.all(np.isnan(gradient))
