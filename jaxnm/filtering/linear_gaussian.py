@@ -17,7 +17,6 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from jaxnm import arguments
-from jaxnm.filtering.kalman_errors import cancellation, quadratic_terms
 from jaxnm.filtering.models import StateSpaceModel
 from jaxnm.linalg.factorizations import cholesky, matmul
 
@@ -65,8 +64,8 @@ class Gain(NamedTuple):
     """[d, d], given the observation."""
     singular: Bool[Array, ""]
     """Whether the covariance of the residual is finite but not positive definite."""
-    error: Float[Array, ""]
-    """Relative, of both covariances, from rounding."""
+    kept: Array
+    """[d, d], 1 - gain @ H."""
 
 
 def simulate_linear_gaussian(
@@ -286,10 +285,7 @@ def gain_of(covariance: Array, observe: Array, noise: Array) -> Gain:
     kept = kept - jax.lax.stop_gradient(jnp.where(jnp.abs(kept) <= rounding, kept, 0))
     conditional = matmul(matmul(kept, covariance), kept.T) + matmul(matmul(gain, noise), gain.T)
     singular = jnp.all(jnp.isfinite(innovation)) & ~jnp.all(jnp.isfinite(factor))
-    seen = cancellation(quadratic_terms(observe, covariance) + jnp.diagonal(noise), jnp.diagonal(factor) ** 2)
-    terms = quadratic_terms(kept, covariance) + quadratic_terms(gain, noise)
-    error = jnp.maximum(seen, cancellation(terms, jnp.diagonal(conditional)))
-    return Gain(gain, factor, symmetric(conditional), singular, error)
+    return Gain(gain, factor, symmetric(conditional), singular, kept)
 
 
 def log_density_of_residual(residual: Array, factor: Array, seen: Array) -> Array:
