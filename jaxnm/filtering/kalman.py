@@ -90,7 +90,7 @@ def kalman_filter(
       positive semidefinite, or R is singular and so is the covariance of an observation given those before
       (H P H^T + R); "associative" wants H Q H^T + R positive definite besides. NONFINITE_RESULT: overflow. All is NaN
       then. INACCURATE: digits are lost, because a prior variance is far above that of the observations, an offset is
-      common to all observations, or an outlier multiplies the rounding of a gain. Measured is what the rounding of every
+      common to all observations, or an outlier multiplies the rounding of a gain. Measured is what the rounding of each
       operation does to the result, carried along the record as the filter carries its errors, and of "associative" how
       far its result is from one more step of the filter. OK where that is below eps^(3/8), 1e-6 in float64 and 3e-3 in
       float32: for means in standard deviations (where that is zero, in their largest size), for variances relative to

@@ -1,7 +1,7 @@
 """What is measured of a Kalman filter's rounding, in standard deviations of the states.
 
-Every operation of a step may be wrong by its rounding. For the covariances that is bounded by a semidefinite matrix, for
-the means by the second moments of their errors, and both go through the record as the filter's own errors do:
+Every operation of a step may be wrong by its rounding. For the covariances that is bounded by a semidefinite matrix,
+for the means by the second moments of their errors, and both go through the record as the filter's own errors do:
 X_t = A_t X_t-1 A_t^T + L_t with A_t = (1 - K_t H) F. All measures are ratios, so that no unit changes them.
 """
 

@@ -237,14 +237,22 @@ def symmetric(matrix: Array) -> Array:
     return (matrix + matrix.mT) / 2
 
 
-def is_semidefinite(covariance: Array) -> Bool[Array, ""]:
-    """Whether no eigenvalue is negative beyond rounding; False where there is NaN."""
+def is_semidefinite(covariance: Array, variances: Array | None = None) -> Bool[Array, ""]:
+    """Whether the correlations have no eigenvalue that is negative beyond rounding; False where there is NaN.
+
+    A negative variance is seen beside any other. Of a covariance that is given an observation, `variances` [d] are
+    those before, beside which what is left of a difference may be rounding.
+    """
     d = len(covariance)
     covariance = jax.lax.stop_gradient(covariance)
-    largest = jnp.max(jnp.abs(covariance))
-    scaled = covariance / jnp.where(largest > 0, largest, 1)
+    variances = jnp.diagonal(covariance) if variances is None else jax.lax.stop_gradient(variances)
+    positive = variances > 0
+    scale = jnp.sqrt(jnp.where(positive, variances, 1))
+    scaled = covariance / scale[:, None] / scale[None, :]
     loaded = scaled + 16 * d * float(jnp.finfo(covariance.dtype).eps) * jnp.eye(d, dtype=covariance.dtype)
-    return jnp.all(jnp.isfinite(cholesky(loaded)))
+    # what does not vary has no covariance
+    possible = (positive[:, None] & positive[None, :]) | (covariance == 0)
+    return jnp.all(jnp.isfinite(cholesky(loaded))) & jnp.all(possible)
 
 
 def observed_part(model: LinearGaussianModel, observation: Array) -> tuple[Array, Array, Array]:
@@ -299,11 +307,12 @@ def log_density_of_residual(residual: Array, factor: Array, seen: Array) -> Arra
 # ----------------------------------------------------------------------------------------------- singular covariances
 
 
-def semidefinite_root(covariance: Array, support: Array | None = None) -> Array:
+def semidefinite_root(covariance: Array, support: Array | None = None, variances: Array | None = None) -> Array:
     """Lower triangular L with L L^T = covariance, its columns zero where a pivot is zero to rounding.
 
     Unlike a root by eigenvectors it has derivatives of every order where eigenvalues repeat. NaN where the covariance
-    is not positive semidefinite. Components outside `support` (bool [d]) get no column.
+    is not positive semidefinite; for `variances` see `is_semidefinite`. Components outside `support` (bool [d]) get no
+    column.
     """
     d = len(covariance)
     index = jnp.arange(d)
@@ -318,7 +327,7 @@ def semidefinite_root(covariance: Array, support: Array | None = None) -> Array:
         return rest - column[:, None] * column[None, :], column
 
     _, columns = jax.lax.scan(eliminate, covariance, index)
-    return arguments.nan_unless(columns.T, is_semidefinite(covariance), 2)
+    return arguments.nan_unless(columns.T, is_semidefinite(covariance, variances), 2)
 
 
 def _log_density_on_support(new: Array, mean: Array, root: Array) -> Array:
@@ -404,6 +413,7 @@ def _propose(
     prior = _move(model.transition, model.transition_offset, particles)
     mean = prior + matmul(residual_of(model, observation, prior), update.gain.T)
     # the same components as in the transition density, so that their ratio is one of densities on one subspace
-    root = semidefinite_root(update.covariance, jnp.diagonal(transition_root) > 0)
+    variances = jnp.diagonal(model.transition_covariance)
+    root = semidefinite_root(update.covariance, jnp.diagonal(transition_root) > 0, variances)
     new = mean + matmul(jax.random.normal(key, mean.shape, mean.dtype), root.T)
     return new, _log_density_on_support(new, mean, root)

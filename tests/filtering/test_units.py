@@ -1,4 +1,4 @@
-"""Rows that are missing or impossible, weights of zero, log-weights shifted by a million, digits that Kalman filters lose."""
+"""Rows that are missing or impossible, weights of zero, log-weights far from zero, digits that Kalman filters lose."""
 
 import itertools
 from functools import partial
@@ -301,3 +301,20 @@ def test_ok_in_single_precision_is_what_double_precision_says(method):
     evidence = np.abs(np.asarray(found.log_evidence, float) - exact.log_evidence)
     scale = 1 + np.sum(np.abs(exact.log_evidence_increments), 1)
     assert np.all((evidence / scale)[good] < allowed)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e16, 1e-16])
+def test_a_negative_variance_is_seen_beside_any_other(size):
+    """OUT_OF_RANGE, or NaN, wherever it stands; and variances that are as far apart and positive are fine."""
+    eye = jnp.eye(2)
+    good = filtering.LinearGaussianModel(jnp.zeros(2), jnp.diag(jnp.array([1.0, 100.0])), eye, eye, eye, eye)
+    run = lambda model: filtering.kalman_filter(model, jnp.zeros((2, 2))).status
+    for name in ("initial_covariance", "transition_covariance", "observation_covariance"):
+        for sign, status in ((1.0, Status.OK), (-1.0, Status.OUT_OF_RANGE)):
+            model = good.replace(**{name: jnp.diag(jnp.array([size, sign]))})
+            assert int(run(model)) == status
+            drawn = filtering.simulate_linear_gaussian(_KEY, model, 2)[1]
+            assert bool(jnp.all(jnp.isfinite(drawn[1]))) == (sign > 0)
+    # what does not vary has no covariance
+    lonely = good.replace(initial_covariance=jnp.array([[size, 1e-3], [1e-3, 0.0]]))
+    assert int(run(lonely)) == Status.OUT_OF_RANGE
