@@ -189,9 +189,14 @@ def _checked(function: str, model: Any, *observations: ArrayLike) -> tuple[Any, 
             function, "model", f"a {type(model).__name__}", "a LinearGaussianModel", "see its class", error=TypeError
         )
     given = {name: value for name, value in vars(model).items() if value is not None}
+    for name in vars(model):
+        if name not in given and not name.endswith("_offset"):
+            arguments.refuse(function, name, "None", "an array", "see LinearGaussianModel", error=TypeError)
+    # before all get one dtype, which would be complex
+    for name, value in (*given.items(), *(("observations", rows) for rows in observations)):
+        if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(value)):
+            arguments.refuse(function, name, "complex", "a real dtype", "pass its real part", error=TypeError)
     *arrays, last = arguments.to_arrays(function, **given, observations=observations[0] if observations else 0.0)
-    for name, array in zip(given, arrays, strict=True):
-        arguments.check_real(function, name, array)
     fields = dict(zip(given, arrays, strict=True))
     arguments.check_shape(
         function, "initial_mean", fields["initial_mean"], "[d], d >= 1", lambda shape: len(shape) == 1 and shape[0] >= 1
@@ -221,7 +226,6 @@ def _checked(function: str, model: Any, *observations: ArrayLike) -> tuple[Any, 
         arguments.check_shape(
             function, name, fields[name], str(list(wanted)), lambda shape, wanted=wanted: shape == wanted
         )
-    arguments.check_real(function, "observations", last)
     model = _with_symmetric_covariances(LinearGaussianModel(**fields))
     return (model, last) if observations else (model,)
 
@@ -393,7 +397,9 @@ def _transition_log_density(transition: Array, offset: Array, root: Array, new: 
 
 def _check_observation(function: str, model: LinearGaussianModel, observation: ArrayLike) -> Array:
     m = model.observation.shape[0]
-    array = jnp.asarray(observation, model.observation.dtype)
+    array = jnp.asarray(observation)
+    arguments.check_real(function, "observation", array)
+    array = array.astype(model.observation.dtype)
     arguments.check_shape(function, "observation", array, f"[{m}]", lambda shape: shape == (m,))
     return array
 
