@@ -87,8 +87,8 @@ def kalman_filter(
 
     Status:
       NONFINITE_INPUT: a model with inf or NaN, or an infinite observation. OUT_OF_RANGE: a covariance that is not
-      positive semidefinite, or R is singular and so is the covariance of an observation given those before
-      (H P H^T + R); "associative" wants H Q H^T + R positive definite besides. NONFINITE_RESULT: overflow. All is NaN
+      symmetric and positive semidefinite, or R is singular and so is the covariance of an observation given those
+      before (H P H^T + R); "associative" wants H Q H^T + R positive definite besides. NONFINITE_RESULT: overflow. All is NaN
       then. INACCURATE: digits are lost, because a prior variance is far above that of the observations, an offset is
       common to all observations, or an outlier multiplies the rounding of a gain. Measured is what the rounding of each
       operation does to the result, carried along the record as the filter carries its errors, and of "associative" how

@@ -318,3 +318,17 @@ def test_a_negative_variance_is_seen_beside_any_other(size):
     # what does not vary has no covariance
     lonely = good.replace(initial_covariance=jnp.array([[size, 1e-3], [1e-3, 0.0]]))
     assert int(run(lonely)) == Status.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("name", ["initial_covariance", "transition_covariance", "observation_covariance"])
+def test_a_covariance_that_is_not_symmetric_is_none(name):
+    """In deviations and not in units; what rounding leaves is taken for symmetric."""
+    eye, unit = jnp.eye(2), jnp.array([[1.0, 1e8], [1e8, 1e16]])
+    good = filtering.LinearGaussianModel(jnp.zeros(2), eye, eye, eye, eye, eye)
+    for scale in (1.0, unit):
+        skew, rounded = (jnp.array([[1.0, 0.5 + size], [0.5, 1.0]]) * scale for size in (0.4, 1e-12))
+        for covariance, status in ((skew, Status.OUT_OF_RANGE), (rounded, Status.OK)):
+            model = good.replace(**{name: covariance})
+            assert int(filtering.kalman_filter(model, jnp.zeros((2, 2))).status) == status
+            drawn = filtering.simulate_linear_gaussian(_KEY, model, 2)[1]
+            assert bool(jnp.all(jnp.isfinite(drawn[1]))) == (status == Status.OK)
