@@ -88,14 +88,14 @@ def kalman_filter(
     Status:
       NONFINITE_INPUT: a model with inf or NaN, or an infinite observation. OUT_OF_RANGE: a covariance that is not
       symmetric and positive semidefinite, or R is singular and so is the covariance of an observation given those
-      before (H P H^T + R); "associative" wants H Q H^T + R positive definite besides. NONFINITE_RESULT: overflow. All is NaN
-      then. INACCURATE: digits are lost, because a prior variance is far above that of the observations, an offset is
-      common to all observations, or an outlier multiplies the rounding of a gain. Measured is what the rounding of each
-      operation does to the result, carried along the record as the filter carries its errors, and of "associative" how
-      far its result is from one more step of the filter. OK where that is below eps^(3/8), 1e-6 in float64 and 3e-3 in
-      float32: for means in standard deviations (where that is zero, in their largest size), for variances relative to
-      themselves, for the log-evidence relative to one and the sizes of its increments. The result is that of the
-      arithmetic, and NaN where a covariance lost its definiteness.
+      before (H P H^T + R); "associative" wants H Q H^T + R positive definite besides. NONFINITE_RESULT: overflow. All
+      is NaN then. INACCURATE: digits are lost, because a prior variance is far above that of the observations, an
+      offset is common to all observations, or an outlier multiplies the rounding of a gain. Measured is what the
+      rounding of each operation does to the result, carried along the record as the filter carries its errors, and of
+      "associative" how far its result is from one more step of the filter. OK where that is below eps^(3/8), 1e-6 in
+      float64 and 3e-3 in float32: for means in standard deviations (where that is zero, in their largest size), for
+      variances relative to themselves, for the log-evidence relative to one and the sizes of its increments. The
+      result is that of the arithmetic, and NaN where a covariance lost its definiteness.
 
     Cost: T steps of 6 d^3 + O(m d^2 + m^3) multiplications and 13 d^3 for the measure; "associative" does about three
     times the work.
