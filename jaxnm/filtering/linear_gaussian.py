@@ -17,20 +17,23 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from jaxnm import arguments
-from jaxnm.filtering.kalman_errors import cancellation, quadratic_terms
 from jaxnm.filtering.models import StateSpaceModel
 from jaxnm.linalg.factorizations import cholesky, matmul
 
 _LOG_TWO_PI = np.log(2 * np.pi).item()
 # how far from the subspace that the noise reaches a state counts as on it, in eps of its size
 _OFF_SUPPORT = 1000
+# up to which difference of covariances, in standard deviations, the symmetric part is meant: eps to this power, which
+# leaves room for rounding and for finite differences
+_SYMMETRY = 0.25
 
 
 @flax.struct.dataclass
 class LinearGaussianModel:
     """x_0 ~ N(m, P),  x_t = F x_t-1 + c + N(0, Q),  y_t = H x_t + e + N(0, R), the first observation being y_0.
 
-    Every array may be traced. Of covariances the symmetric part is used.
+    Every array may be traced. Of covariances the symmetric part is used; one that is not symmetric up to eps^(1/4)
+    standard deviations (1e-4 in float64, 2e-2 in float32) is none, as if it were not positive semidefinite.
 
     Example:
       >>> level = LinearGaussianModel(jnp.zeros(1), jnp.eye(1), jnp.eye(1), 0.1 * jnp.eye(1), jnp.eye(1), jnp.eye(1))
@@ -65,8 +68,8 @@ class Gain(NamedTuple):
     """[d, d], given the observation."""
     singular: Bool[Array, ""]
     """Whether the covariance of the residual is finite but not positive definite."""
-    error: Float[Array, ""]
-    """Relative, of both covariances, from rounding."""
+    kept: Array
+    """[d, d], 1 - gain @ H."""
 
 
 def simulate_linear_gaussian(
@@ -80,7 +83,8 @@ def simulate_linear_gaussian(
       num_steps: T >= 0 (static).
 
     Returns:
-      states [T, d] and observations [T, m]; NaN where a covariance is not positive semidefinite, or not finite.
+      states [T, d] and observations [T, m]; NaN where a covariance is not symmetric and positive semidefinite, or
+      not finite.
 
     Raises:
       ValueError: shapes that do not fit, num_steps < 0. TypeError: a key that is not typed, integer arrays.
@@ -112,8 +116,8 @@ def as_state_space_model(model: LinearGaussianModel) -> StateSpaceModel:
 
     Returns:
       `StateSpaceModel` with a transition density and without a proposal (see `optimal_proposal`). Densities and samples
-      are NaN where a covariance is not positive semidefinite, and the likelihood where `observation_covariance` is not
-      positive definite.
+      are NaN where a covariance is not symmetric and positive semidefinite, and the likelihood where
+      `observation_covariance` is not positive definite. They refuse complex observations with TypeError.
 
     Raises:
       ValueError: shapes that do not fit. TypeError: integer arrays.
@@ -190,9 +194,14 @@ def _checked(function: str, model: Any, *observations: ArrayLike) -> tuple[Any, 
             function, "model", f"a {type(model).__name__}", "a LinearGaussianModel", "see its class", error=TypeError
         )
     given = {name: value for name, value in vars(model).items() if value is not None}
+    for name in vars(model):
+        if name not in given and not name.endswith("_offset"):
+            arguments.refuse(function, name, "None", "an array", "see LinearGaussianModel", error=TypeError)
+    # before all get one dtype, which would be complex
+    for name, value in (*given.items(), *(("observations", rows) for rows in observations)):
+        if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(value)):
+            arguments.refuse(function, name, "complex", "a real dtype", "pass its real part", error=TypeError)
     *arrays, last = arguments.to_arrays(function, **given, observations=observations[0] if observations else 0.0)
-    for name, array in zip(given, arrays, strict=True):
-        arguments.check_real(function, name, array)
     fields = dict(zip(given, arrays, strict=True))
     arguments.check_shape(
         function, "initial_mean", fields["initial_mean"], "[d], d >= 1", lambda shape: len(shape) == 1 and shape[0] >= 1
@@ -222,7 +231,6 @@ def _checked(function: str, model: Any, *observations: ArrayLike) -> tuple[Any, 
         arguments.check_shape(
             function, name, fields[name], str(list(wanted)), lambda shape, wanted=wanted: shape == wanted
         )
-    arguments.check_real(function, "observations", last)
     model = _with_symmetric_covariances(LinearGaussianModel(**fields))
     return (model, last) if observations else (model,)
 
@@ -230,7 +238,16 @@ def _checked(function: str, model: Any, *observations: ArrayLike) -> tuple[Any, 
 @jax.jit
 def _with_symmetric_covariances(model: LinearGaussianModel) -> LinearGaussianModel:
     names = ("initial_covariance", "transition_covariance", "observation_covariance")
-    return dataclasses.replace(model, **{name: symmetric(getattr(model, name)) for name in names})
+    return dataclasses.replace(model, **{name: _symmetric_or_none(getattr(model, name)) for name in names})
+
+
+def _symmetric_or_none(covariance: Array) -> Array:
+    """The symmetric part, or a negative identity, which every function answers as what is no covariance."""
+    fixed = jax.lax.stop_gradient(covariance)
+    deviation = jnp.sqrt(jnp.abs(jnp.diagonal(fixed)))
+    allowed = float(jnp.finfo(fixed.dtype).eps) ** _SYMMETRY * deviation[:, None] * deviation[None, :]
+    is_none = jnp.any(jnp.abs(fixed - fixed.mT) > allowed)
+    return jnp.where(is_none, -jnp.eye(len(fixed), dtype=fixed.dtype), symmetric(covariance))
 
 
 def symmetric(matrix: Array) -> Array:
@@ -238,14 +255,22 @@ def symmetric(matrix: Array) -> Array:
     return (matrix + matrix.mT) / 2
 
 
-def is_semidefinite(covariance: Array) -> Bool[Array, ""]:
-    """Whether no eigenvalue is negative beyond rounding; False where there is NaN."""
+def is_semidefinite(covariance: Array, variances: Array | None = None) -> Bool[Array, ""]:
+    """Whether the correlations have no eigenvalue that is negative beyond rounding; False where there is NaN.
+
+    A negative variance is seen beside any other. Of a covariance that is given an observation, `variances` [d] are
+    those before, beside which what is left of a difference may be rounding.
+    """
     d = len(covariance)
     covariance = jax.lax.stop_gradient(covariance)
-    largest = jnp.max(jnp.abs(covariance))
-    scaled = covariance / jnp.where(largest > 0, largest, 1)
+    variances = jnp.diagonal(covariance) if variances is None else jax.lax.stop_gradient(variances)
+    positive = variances > 0
+    scale = jnp.sqrt(jnp.where(positive, variances, 1))
+    scaled = covariance / scale[:, None] / scale[None, :]
     loaded = scaled + 16 * d * float(jnp.finfo(covariance.dtype).eps) * jnp.eye(d, dtype=covariance.dtype)
-    return jnp.all(jnp.isfinite(cholesky(loaded)))
+    # what does not vary has no covariance
+    possible = (positive[:, None] & positive[None, :]) | (covariance == 0)
+    return jnp.all(jnp.isfinite(cholesky(loaded))) & jnp.all(possible)
 
 
 def observed_part(model: LinearGaussianModel, observation: Array) -> tuple[Array, Array, Array]:
@@ -286,10 +311,7 @@ def gain_of(covariance: Array, observe: Array, noise: Array) -> Gain:
     kept = kept - jax.lax.stop_gradient(jnp.where(jnp.abs(kept) <= rounding, kept, 0))
     conditional = matmul(matmul(kept, covariance), kept.T) + matmul(matmul(gain, noise), gain.T)
     singular = jnp.all(jnp.isfinite(innovation)) & ~jnp.all(jnp.isfinite(factor))
-    seen = cancellation(quadratic_terms(observe, covariance) + jnp.diagonal(noise), jnp.diagonal(factor) ** 2)
-    terms = quadratic_terms(kept, covariance) + quadratic_terms(gain, noise)
-    error = jnp.maximum(seen, cancellation(terms, jnp.diagonal(conditional)))
-    return Gain(gain, factor, symmetric(conditional), singular, error)
+    return Gain(gain, factor, symmetric(conditional), singular, kept)
 
 
 def log_density_of_residual(residual: Array, factor: Array, seen: Array) -> Array:
@@ -303,11 +325,12 @@ def log_density_of_residual(residual: Array, factor: Array, seen: Array) -> Arra
 # ----------------------------------------------------------------------------------------------- singular covariances
 
 
-def semidefinite_root(covariance: Array, support: Array | None = None) -> Array:
+def semidefinite_root(covariance: Array, support: Array | None = None, variances: Array | None = None) -> Array:
     """Lower triangular L with L L^T = covariance, its columns zero where a pivot is zero to rounding.
 
     Unlike a root by eigenvectors it has derivatives of every order where eigenvalues repeat. NaN where the covariance
-    is not positive semidefinite. Components outside `support` (bool [d]) get no column.
+    is not positive semidefinite; for `variances` see `is_semidefinite`. Components outside `support` (bool [d]) get no
+    column.
     """
     d = len(covariance)
     index = jnp.arange(d)
@@ -322,7 +345,7 @@ def semidefinite_root(covariance: Array, support: Array | None = None) -> Array:
         return rest - column[:, None] * column[None, :], column
 
     _, columns = jax.lax.scan(eliminate, covariance, index)
-    return arguments.nan_unless(columns.T, is_semidefinite(covariance), 2)
+    return arguments.nan_unless(columns.T, is_semidefinite(covariance, variances), 2)
 
 
 def _log_density_on_support(new: Array, mean: Array, root: Array) -> Array:
@@ -388,7 +411,9 @@ def _transition_log_density(transition: Array, offset: Array, root: Array, new: 
 
 def _check_observation(function: str, model: LinearGaussianModel, observation: ArrayLike) -> Array:
     m = model.observation.shape[0]
-    array = jnp.asarray(observation, model.observation.dtype)
+    array = jnp.asarray(observation)
+    arguments.check_real(function, "observation", array)
+    array = array.astype(model.observation.dtype)
     arguments.check_shape(function, "observation", array, f"[{m}]", lambda shape: shape == (m,))
     return array
 
@@ -408,6 +433,7 @@ def _propose(
     prior = _move(model.transition, model.transition_offset, particles)
     mean = prior + matmul(residual_of(model, observation, prior), update.gain.T)
     # the same components as in the transition density, so that their ratio is one of densities on one subspace
-    root = semidefinite_root(update.covariance, jnp.diagonal(transition_root) > 0)
+    variances = jnp.diagonal(model.transition_covariance)
+    root = semidefinite_root(update.covariance, jnp.diagonal(transition_root) > 0, variances)
     new = mean + matmul(jax.random.normal(key, mean.shape, mean.dtype), root.T)
     return new, _log_density_on_support(new, mean, root)

@@ -313,7 +313,11 @@ def _tree_of_arrays(name: str, tree: Any) -> Any:
 
 def _check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> Array:
     on_host = isinstance(mask, bool | np.bool_ | np.ndarray)
-    observed = jax.device_put(np.asarray(mask)) if on_host else jnp.asarray(mask)
+    try:
+        observed = jax.device_put(np.asarray(mask)) if on_host else jnp.asarray(mask)
+    except (TypeError, ValueError):
+        got, remedy = f"a {type(mask).__name__}", "give one flag an observation"
+        arguments.refuse(name, "mask", got, f"{list(shape)} booleans", remedy, error=TypeError)
     if observed.shape != shape or observed.dtype != bool:
         got = f"of shape {observed.shape} and dtype {observed.dtype}"
         arguments.refuse(name, "mask", got, f"{list(shape)} booleans", "give one flag an observation")

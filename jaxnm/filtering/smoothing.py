@@ -54,7 +54,7 @@ def genealogy(result: FilterResult) -> Int32[Array, "time particles"]:
       [T, N]: entry (t, i) is the ancestor at time t of particle i of the last cloud; the last row is 0, 1, ..., N - 1.
 
     Raises:
-      ValueError: a result without ancestors.
+      ValueError: a result without ancestors. TypeError: something that is no result.
 
     Cost: O(T N). Not differentiable (integers).
     Source: G. Kitagawa, J. Comput. Graph. Statist. 5 (1996), 1-25.
@@ -85,7 +85,7 @@ def smoothed_mean(result: FilterResult) -> Any:
       leaves [T, ...].
 
     Raises:
-      ValueError: a result without the clouds.
+      ValueError: a result without the clouds. TypeError: something that is no result.
 
     Cost: O(T N). Differentiable with the ancestors held fixed.
     Source: G. Kitagawa, J. Comput. Graph. Statist. 5 (1996), 1-25.
@@ -183,7 +183,7 @@ def degeneracy(result: FilterResult) -> Degeneracy:
       `Degeneracy`.
 
     Raises:
-      ValueError: a result without observations.
+      ValueError: a result without observations. TypeError: something that is no result.
 
     Cost: O(T), and O(T N) with ancestors. Of its fields only the effective sample size is differentiable.
 
@@ -198,12 +198,20 @@ def degeneracy(result: FilterResult) -> Degeneracy:
       >>> int(degeneracy(result).impossible_at)
       1
     """
+    _check_result("degeneracy", result)
     if result.effective_sample_size.shape[0] == 0:
         arguments.refuse("degeneracy", "result", "without observations", "at least one", "there is nothing to say")
     return _degeneracy(result)
 
 
+def _check_result(name: str, result: Any) -> None:
+    if not isinstance(result, FilterResult):
+        got, remedy = f"a {type(result).__name__}", "pass what particle_filter returns"
+        arguments.refuse(name, "result", got, "a FilterResult", remedy, error=TypeError)
+
+
 def _history(name: str, result: FilterResult, needed: str) -> FilterHistory:
+    _check_result(name, result)
     if result.history is None or getattr(result.history, needed) is None:
         kind = "ancestors" if needed == "ancestors" else "full"
         arguments.refuse(name, "result", f"without {needed}", "one that has them", f"filter with history={kind!r}")

@@ -262,7 +262,7 @@ def test_float32_keeps_covariances_semidefinite():
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_digits_that_a_vague_prior_costs_the_parallel_scan(dtype):
     """Position, speed and acceleration from positions; the sequential smoother in float64 is exact to 1e-15 here."""
-    variances = np.array([1.0, 1e3, 1e5, 1e6, 1e8, 1e11])
+    variances = np.array([1.0, 1e2, 1e5, 1e6, 1e8, 1e11])
     move = np.array([[1.0, 1.0, 0.5], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
     observations = np.random.default_rng(0).normal(size=(30, 1)).cumsum(0)
 
@@ -283,7 +283,7 @@ def test_digits_that_a_vague_prior_costs_the_parallel_scan(dtype):
     error = np.maximum(shift, share).max((1, 2))
     good = np.asarray(found.status) == Status.OK
     allowed = float(np.finfo(dtype).eps) ** 0.375
-    assert np.all(error[good] <= 10 * allowed)
+    assert np.all(error[good] <= allowed)
     assert good[:2].all()
     assert not good[-1]
     # neither is it said for nothing, and it is said too where all digits are lost

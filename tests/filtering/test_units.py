@@ -1,4 +1,4 @@
-"""Rows that are missing or impossible, auxiliary weights of zero, and log-weights shifted by a million."""
+"""Rows that are missing or impossible, weights of zero, log-weights far from zero, digits that Kalman filters lose."""
 
 import itertools
 from functools import partial
@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from jaxnm import Status, filtering
 from tests.compilation import QUICK
+from tests.filtering.test_kalman import METHODS, NILE
 from tests.filtering.test_particle_filter import _THETA, _ahead, _model, _optimal, _record
 
 _KEY = jax.random.key(0)
@@ -170,3 +171,164 @@ def test_a_simulation_has_no_derivative():
     run = lambda speed: jnp.sum(filtering.simulate(_KEY, world, 2, 4, num_ranges=2, speed=speed).ranges)
     with pytest.raises(TypeError, match="simulate: an argument is differentiated, expected no derivative"):
         jax.grad(run)(0.3)
+
+
+def _one_level(mean, observe, level_variance, noise_variance, dtype):
+    arrays = ([mean], [[1.0]], [[1.0]], [[level_variance]], [[observe]], [[noise_variance]])
+    return filtering.LinearGaussianModel(*(jnp.asarray(array, dtype) for array in arrays))
+
+
+def _allowed(dtype):
+    return float(np.finfo(dtype).eps) ** 0.375
+
+
+def _shift(ours, exact):
+    """The largest error of means in standard deviations."""
+    deviation = np.sqrt(np.diagonal(exact.covariances, axis1=-2, axis2=-1))
+    return np.abs(np.asarray(ours.means, float) - np.asarray(exact.means)) / deviation
+
+
+_both = jax.jit(
+    lambda model, rows, method: (
+        filtering.kalman_filter(model, rows, method=method),
+        filtering.kalman_smoother(model, rows, method=method),
+    ),
+    static_argnums=2,
+    compiler_options=QUICK,
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_offset_that_eats_the_digits_of_a_level_is_told(method):
+    """Deviations of 0.07 beside 1e5 in float32: OK without the offset only, and then right."""
+    rng = np.random.default_rng(0)
+    level = 0.1 * rng.normal(size=50).cumsum()
+    rows = (level / 3 + 0.03 * rng.normal(size=50))[:, None]
+    for offset, status in ((0.0, Status.OK), (1.0, Status.OK), (1e5, Status.INACCURATE)):
+        single = jnp.asarray(rows + offset / 3, jnp.float32)
+        found = _both(_one_level(offset, 1 / 3, 0.01, 9e-4, np.float32), single, method)
+        exact_model = _one_level(offset, np.float32(1 / 3), np.float32(0.01), np.float32(9e-4), np.float64)
+        exact = _both(exact_model, jnp.asarray(single, jnp.float64), "sequential")
+        for ours, wanted in zip(found, exact, strict=True):
+            assert int(wanted.status) == Status.OK
+            assert int(ours.status) == status
+            if status == Status.OK:
+                assert _shift(ours, wanted).max() < _allowed(np.float32)
+                assert float(ours.log_evidence) == pytest.approx(float(wanted.log_evidence), rel=1e-4)
+            else:
+                assert _shift(ours, wanted).max() > 0.03
+    far = 1e10 + 1e-6 * rows
+    assert int(_both(_one_level(3e10, 1 / 3, 1e-12, 1e-12, np.float64), far, method)[0].status) == Status.INACCURATE
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_outlier_that_multiplies_the_rounding_of_the_gain_is_told(method):
+    """A trend in float32: an outlier of a million costs 0.06 standard deviations, one of ten nothing."""
+    rows = np.random.default_rng(0).normal(size=(20, 1))
+    arrays = (np.zeros(2), 100 * np.eye(2), [[1.0, 1.0], [0.0, 1.0]], 0.01 * np.eye(2), [[1.0, 0.0]], [[1.0]])
+    model = filtering.LinearGaussianModel(*(jnp.asarray(array, jnp.float32) for array in arrays))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
+    for size, status in ((1.0, Status.OK), (10.0, Status.OK), (1e6, Status.INACCURATE)):
+        rows[10] = size
+        single = jnp.asarray(rows, jnp.float32)
+        found = _both(model, single, method)
+        for ours, wanted in zip(found, _both(wide, single.astype(jnp.float64), "sequential"), strict=True):
+            assert int(wanted.status) == Status.OK
+            assert int(ours.status) == status
+            assert (_shift(ours, wanted).max() < _allowed(np.float32)) == (status == Status.OK)
+
+
+def test_ordinary_models_are_ok():
+    """The Nile by a trend and by a level, which is a trend that is known to stay zero; in float32, by both methods."""
+    for slope, slope_noise in ((1e3, 10.0), (0.0, 0.0)):
+        arrays = (
+            [1000.0, 0.0],
+            np.diag([1e5, slope]),
+            [[1.0, 1.0], [0.0, 1.0]],
+            np.diag([1469.1, slope_noise]),
+            [[1.0, 0.0]],
+            [[15099.0]],
+        )
+        model = filtering.LinearGaussianModel(*(jnp.asarray(array, jnp.float32) for array in arrays))
+        for method in METHODS:
+            for result in _both(model, jnp.asarray(NILE, jnp.float32), method):
+                assert int(result.status) == Status.OK
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ok_in_single_precision_is_what_double_precision_says(method):
+    """400 models of three states whose numbers spread over up to eight orders, some singular, with gaps."""
+    rng = np.random.default_rng(0)
+
+    def spread(width, *shape):
+        return 10.0 ** rng.uniform(-width, width, shape)
+
+    def covariance(n, width):
+        root = np.tril(rng.normal(size=(n, n))) * spread(width, n)[:, None]
+        root[:, rng.integers(n)] *= rng.random() < 0.75
+        return root @ root.T
+
+    def draw():
+        width = rng.uniform(0, 4)
+        arrays = (
+            rng.normal(size=3) * spread(width, 3),
+            covariance(3, width),
+            rng.normal(size=(3, 3)) * spread(width / 2, 1),
+            covariance(3, width),
+            rng.normal(size=(2, 3)) * spread(width / 2, 1),
+            covariance(2, width) + np.diag(spread(width, 2)),
+            np.zeros(3),
+            np.zeros(2),
+        )
+        rows = rng.normal(size=(6, 2)) * spread(width, 2)
+        rows[rng.random((6, 2)) < 0.2] = np.nan
+        return filtering.LinearGaussianModel(*(jnp.asarray(a, jnp.float32) for a in arrays)), rows.astype(np.float32)
+
+    drawn = [draw() for _ in range(400)]
+    models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(model for model, _ in drawn))
+    rows = jnp.stack([jnp.asarray(rows) for _, rows in drawn])
+    run = jax.jit(jax.vmap(partial(filtering.kalman_filter, method=method)), compiler_options=QUICK)
+    found = run(models, rows)
+    exact = run(*jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (models, rows)))
+    good = (np.asarray(found.status) == Status.OK) & (np.asarray(exact.status) == Status.OK)
+    assert good.sum() > 200
+    allowed = 2 * _allowed(np.float32)
+    variances = [np.diagonal(np.asarray(x.covariances, float), axis1=2, axis2=3) for x in (found, exact)]
+    assert np.all(np.abs(variances[0] - variances[1])[good] <= allowed * variances[1][good])
+    # a state that is known has no deviation, and is right to rounding
+    unit = np.where(variances[1] > 0, np.sqrt(variances[1]), np.abs(exact.means))
+    assert np.all(np.abs(np.asarray(found.means, float) - exact.means)[good] <= allowed * unit[good])
+    evidence = np.abs(np.asarray(found.log_evidence, float) - exact.log_evidence)
+    scale = 1 + np.sum(np.abs(exact.log_evidence_increments), 1)
+    assert np.all((evidence / scale)[good] < allowed)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e16, 1e-16])
+def test_a_negative_variance_is_seen_beside_any_other(size):
+    """OUT_OF_RANGE, or NaN, wherever it stands; and variances that are as far apart and positive are fine."""
+    eye = jnp.eye(2)
+    good = filtering.LinearGaussianModel(jnp.zeros(2), jnp.diag(jnp.array([1.0, 100.0])), eye, eye, eye, eye)
+    run = lambda model: filtering.kalman_filter(model, jnp.zeros((2, 2))).status
+    for name in ("initial_covariance", "transition_covariance", "observation_covariance"):
+        for sign, status in ((1.0, Status.OK), (-1.0, Status.OUT_OF_RANGE)):
+            model = good.replace(**{name: jnp.diag(jnp.array([size, sign]))})
+            assert int(run(model)) == status
+            drawn = filtering.simulate_linear_gaussian(_KEY, model, 2)[1]
+            assert bool(jnp.all(jnp.isfinite(drawn[1]))) == (sign > 0)
+    # what does not vary has no covariance
+    lonely = good.replace(initial_covariance=jnp.array([[size, 1e-3], [1e-3, 0.0]]))
+    assert int(run(lonely)) == Status.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("name", ["initial_covariance", "transition_covariance", "observation_covariance"])
+def test_a_covariance_that_is_not_symmetric_is_none(name):
+    """In deviations and not in units; what rounding leaves is taken for symmetric."""
+    eye, unit = jnp.eye(2), jnp.array([[1.0, 1e8], [1e8, 1e16]])
+    good = filtering.LinearGaussianModel(jnp.zeros(2), eye, eye, eye, eye, eye)
+    for scale in (1.0, unit):
+        skew, rounded = (jnp.array([[1.0, 0.5 + size], [0.5, 1.0]]) * scale for size in (0.4, 1e-12))
+        for covariance, status in ((skew, Status.OUT_OF_RANGE), (rounded, Status.OK)):
+            model = good.replace(**{name: covariance})
+            assert int(filtering.kalman_filter(model, jnp.zeros((2, 2))).status) == status
+            drawn = filtering.simulate_linear_gaussian(_KEY, model, 2)[1]
+            assert bool(jnp.all(jnp.isfinite(drawn[1]))) == (status == Status.OK)
