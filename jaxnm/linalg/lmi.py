@@ -137,9 +137,7 @@ def maximize_margin(
             lambda shape, axis=axis: len(shape) >= axis and shape[-axis] == m > 0,
         )
     arguments.check_count(name, "max_steps", max_steps, minimum=1)
-    batch = jnp.broadcast_shapes(
-        *(array.shape[:-axis] for array, axis in zip(arrays, ranks, strict=True))
-    )
+    batch = jnp.broadcast_shapes(*(array.shape[:-axis] for array, axis in zip(arrays, ranks, strict=True)))
     dtype = arrays[0].dtype
     if tolerance is None:
         tolerance = 1e-9 if dtype == jnp.float64 else 1e-4
