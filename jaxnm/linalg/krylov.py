@@ -81,16 +81,18 @@ def minres(
     Status:
       NONFINITE_INPUT: an argument, or the product with `right`, is not finite. OUT_OF_RANGE: the preconditioner is not
       positive definite, a traced rtol is out of its range, or a vector n of `null_space` is none (|A n| is above
-      sqrt(eps) |A| |n|, by products with n and a few other vectors). NONFINITE_RESULT: a later product is not finite (x is NaN
-      in this and the first). NOT_SYMMETRIC: x^T (A right) and right^T (A x) differ beyond sqrt(eps). NOT_CONVERGED:
-      more steps are needed. INACCURATE: the iteration ended, and `right - A x` is above ten times rtol, and above what
-      rounding leaves (100 eps |A| |x|) or above sqrt(eps), as where A is singular and `right` is not in its range, in
-      a system too ill-conditioned for the dtype, or where x is below the smallest number of the dtype. So OK says: the residual of x, computed from x, is at most ten
-      times what was asked, or at most sqrt(eps) where rounding allows no less.
+      sqrt(eps) |A| |n|, by products with n and a few other vectors). NONFINITE_RESULT: a later product is not finite (x
+      is NaN in this and the first). NOT_SYMMETRIC: x^T (A right) and right^T (A x) differ beyond sqrt(eps).
+      NOT_CONVERGED: more steps are needed. INACCURATE: the iteration ended, and `right - A x` is above ten times rtol,
+      and above what rounding leaves (100 eps |A| |x|) or above sqrt(eps), as where A is singular and `right` is not in
+      its range, in a system too ill-conditioned for the dtype, or where x is below the smallest number of the dtype. So
+      OK says: the residual of x, computed from x, is at most ten times what was asked, or at most sqrt(eps) where
+      rounding allows no less.
 
-    Cost: a product a step and two or three besides (and one a vector of `null_space`), memory of eight vectors. Differentiable to every order in `right`,
-    in what the operator depends on and in `null_space`, by one more system with the same operator and not through the
-    loop; the derivative in `initial`, `preconditioner` and `rtol` is zero. In a batch each member stops on its own.
+    Cost: a product a step and two or three besides (and one a vector of `null_space`), memory of eight vectors.
+    Differentiable to every order in `right`, in what the operator depends on and in `null_space`, by one more system
+    with the same operator and not through the loop; the derivative in `initial`, `preconditioner` and `rtol` is zero.
+    In a batch each member stops on its own.
     Source: C. C. Paige, M. A. Saunders, SIAM J. Numer. Anal. 12 (1975), 617-629.
 
     Example:
