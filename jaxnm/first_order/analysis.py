@@ -18,7 +18,7 @@ from jaxnm.first_order.lyapunov import eigen_lyapunov_candidates, lyapunov_decre
 from jaxnm.first_order.methods import check_curvatures, curvatures_valid
 from jaxnm.first_order.rates import stability_limit, worst_or_fixed
 from jaxnm.first_order.spectral import spectral_radius, transient_growth
-from jaxnm.first_order.state_space import StateSpace, iteration_matrix, parameter_units
+from jaxnm.first_order.state_space import StateSpace, check_method, iteration_matrix, parameter_units
 from jaxnm.status import Status, first_failing, merge
 
 _INTERVAL_POINTS = 257
@@ -109,8 +109,8 @@ def analyze(
       states in units of a gradient are first scaled to those of the parameters: the units of the loss do not matter.
 
     Raises:
-      ValueError: a pair outside 0 <= mu <= L, no curvatures, or a transformation that is not affine. TypeError:
-        integer arrays, or a method of another type.
+      ValueError: a pair outside 0 <= mu <= L or not of scalars, no curvatures, or a transformation that is not affine.
+        TypeError: integer or complex arrays, or a method of another type.
 
     Status: that of the Spectrum; OUT_OF_RANGE for a traced pair outside 0 <= mu <= L; NONFINITE_INPUT where the method
       or a curvature is not finite. No Lyapunov function is valid then.
@@ -129,17 +129,9 @@ def analyze(
         method, flags = linearization.method, (linearization.time_varying, linearization.stochastic)
         curvatures = _curvatures("analyze", spectrum, method.A.dtype)
         method = jax.tree.map(lambda leaf: leaf.astype(curvatures.values.dtype), method)
-    elif isinstance(method, StateSpace):
-        curvatures = _curvatures("analyze", spectrum, method.A.dtype)
     else:
-        arguments.refuse(
-            "analyze",
-            "method",
-            f"of type {type(method).__name__}",
-            "a StateSpace or an optax transformation",
-            "build one with jaxnm.first_order.state_space(A, B, C)",
-            error=TypeError,
-        )
+        check_method("analyze", method, expected="a StateSpace or an optax transformation")
+        curvatures = _curvatures("analyze", spectrum, method.A.dtype)
     return dataclasses.replace(_analyze(method, curvatures, flags), name=name)
 
 
@@ -228,6 +220,12 @@ def _curvatures(function: str, spectrum: Any, dtype: Any) -> _Curvatures:
             jnp.asarray(end, dtype) if arguments.is_number(end) else arguments.to_arrays(function, spectrum=end)[0]
             for end in spectrum
         )
+        for end, array in (("mu", mu), ("L", L)):
+            arguments.check_real(function, f"{end} of spectrum", array)
+            arguments.check_shape(
+                function, f"{end} of spectrum", array, "a scalar, shape ()", lambda shape: shape == (),
+                "pass an array for single curvatures, and jax.vmap for a batch",
+            )  # fmt: skip
         return _Curvatures(jnp.stack([mu, L]), jnp.zeros(0, mu.dtype), status, True, _INTERVAL_POINTS)
     (curvatures,) = arguments.to_arrays(function, spectrum=spectrum)
     arguments.check_real(function, "spectrum", curvatures)

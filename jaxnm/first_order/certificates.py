@@ -20,7 +20,7 @@ from jaxnm.first_order.lyapunov_inequalities import (
 from jaxnm.first_order.methods import check_curvatures, curvatures_valid
 from jaxnm.first_order.rate_certificate import RateCertificate as RateCertificate
 from jaxnm.first_order.rates import quadratic_rate
-from jaxnm.first_order.state_space import StateSpace
+from jaxnm.first_order.state_space import StateSpace, check_method
 from jaxnm.linalg import einsum, lmi
 from jaxnm.linalg.blocks import map_blocks
 from jaxnm.status import Status, first_failing
@@ -67,11 +67,13 @@ def certify_rate(
       `RateCertificate(rate, Q, q, multipliers, margin, quadratic_rate, status, method, mu, L, memory)`. A rate below 1
       is accepted only with a proof in floating-point numbers, rounding included (`is_proved`), so that `verify` makes
       it an exact one. It is above the best one by at most about 1e-7 where the problem is well conditioned. Neither
-      the units of the state nor those of the function count: the method is balanced by powers of two first.
+      the units of single states nor those of the function count: the method is balanced by powers of two first. That
+      is diagonal: a change of basis that mixes states is not undone, and an ill-conditioned one costs digits.
 
     Raises:
       ValueError: Python numbers outside 0 <= mu <= L, a memory other than 0, 1, 2, a batch of symbolic size in
-      `jax.export`. TypeError: integer arrays, halves, a memory that is no Python int, a second derivative.
+      `jax.export`. TypeError: integer arrays, halves, a method of another type, a memory that is no Python int, a
+      second derivative.
 
     Status:
       NONFINITE_INPUT: NaN. OUT_OF_RANGE: traced mu, L outside 0 <= mu <= L (NaN). NOT_STABLE: the method does not even
@@ -82,9 +84,10 @@ def certify_rate(
 
     Cost: about 6 systems of linear matrix inequalities, each some 14 Newton steps on 12 unknowns (n = 2, memory 0) to
     56 (n = 4, memory 2); batches are worked through in chunks.
-    Differentiable in the method, mu and L where the optimal multipliers are unique, by the envelope theorem, at the
-    cost of a few products; one-sided at kinks, such as the optimal step of gradient descent. First order only: a
-    second derivative raises TypeError.
+    Only `rate` and `quadratic_rate` have derivatives. Those of `Q`, `q`, `multipliers` and `margin` are zero by
+    construction: these are returned as constants. `rate` is differentiable in the method, mu and L where the optimal
+    multipliers are unique, by the envelope theorem, at the cost of a few products; one-sided at kinks, such as the
+    optimal step of gradient descent. First order only: a second derivative raises TypeError.
     In float32 the rate is above by a per cent of 1 - rate at a condition number of 10 and a fifth at 100, INACCURATE;
     claims need float64.
     Source: Taylor, Van Scoy, Lessard, ICML 2018 (arXiv:1803.06073), theorem 3; the inequalities: Taylor, Hendrickx,
@@ -96,6 +99,7 @@ def certify_rate(
       True
     """
     name = "certify_rate"
+    check_method(name, method)
     check_curvatures(name, mu, L, positive=False)
     arguments.check_count(name, "memory", memory)
     if memory > 2:
@@ -128,8 +132,8 @@ def check_lyapunov(
     Status:
       As `certify_rate`. NOT_CERTIFIED: this P proves no rate below 1, for one because it is not positive definite.
 
-    Cost: as `certify_rate`, with 6 unknowns. Differentiable in the method, mu and L, as `certify_rate`; not in P
-    (TypeError).
+    Cost: as `certify_rate`, with 6 unknowns. `rate` is differentiable in the method, mu and L, as in `certify_rate`;
+    not in P (TypeError).
     Source: as `certify_rate`.
 
     Example:
@@ -138,6 +142,7 @@ def check_lyapunov(
       True
     """
     name = "check_lyapunov"
+    check_method(name, method)
     check_curvatures(name, mu, L, positive=False)
     A, B, C, P, mu, L = arguments.to_arrays(name, A=method.A, B=method.B, C=method.C, P=P, mu=mu, L=L)
     (P,) = arguments.without_derivative(

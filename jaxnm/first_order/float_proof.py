@@ -23,7 +23,7 @@ from jaxnm.first_order.lyapunov_inequalities import (
     rows_of,
     times_power,
 )
-from jaxnm.first_order.rate_certificate import RateCertificate
+from jaxnm.first_order.rate_certificate import RateCertificate, check_certificate
 from jaxnm.first_order.state_space import StateSpace
 from jaxnm.linalg import lmi
 from jaxnm.status import Status
@@ -39,6 +39,9 @@ def is_proved(certificate: RateCertificate) -> Bool[Array, "*batch"]:
       [...]: true only where rounding cannot have faked it, barring underflow. False where the margin is too near to
       rounding to tell, where `verify` may still accept.
 
+    Raises:
+      TypeError: not a certificate.
+
     Cost: two evaluations of the matrices and two factorizations a member: far less than finding it. Not differentiable.
     Source: Rump, "Verification of positive definiteness", BIT 46 (2006), 433-452, corollary 2.4 for the factorization.
 
@@ -49,6 +52,7 @@ def is_proved(certificate: RateCertificate) -> Bool[Array, "*batch"]:
       ...     bool(jax.jit(lambda mu: is_proved(certify_rate(gradient_descent(1.0), mu, 1.0)))(0.1))
       True
     """
+    check_certificate("is_proved", certificate)
     leaves = (
         certificate.method, certificate.mu, certificate.L, certificate.rate,
         certificate.Q, certificate.q, certificate.multipliers, certificate.status,

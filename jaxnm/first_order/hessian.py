@@ -68,7 +68,8 @@ def hessian_spectrum(
       dtype of the parameters; k = d, or num_probes * min(num_steps, d) + 2.
 
     Raises:
-      TypeError: parameters that are not all float32 or all float64, or a loss that is not a real floating scalar.
+      TypeError: parameters that are not all float32 or all float64, a loss that is not a real floating scalar, or
+        an untyped key.
       ValueError: no parameters, an unknown method, or "lanczos" without a key.
 
     Status:
@@ -118,6 +119,7 @@ def hessian_spectrum(
         return _dense(loss, params)
     if key is None:
         arguments.refuse("hessian_spectrum", "key", "None", 'a key for method="lanczos"', "pass jax.random.key(0)")
+    arguments.check_key("hessian_spectrum", key)
     params = jax.tree.map(jnp.asarray, params)
     end_key, probe_key = jax.random.split(key)
     product = Partial(_hessian_product, loss, params)

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Inexact, Num
 
 from jaxnm import arguments, trees
-from jaxnm.first_order.state_space import StateSpace, iteration_matrix
+from jaxnm.first_order.state_space import StateSpace, check_method, iteration_matrix
 from jaxnm.linalg import eigh, left_eigenvectors, matmul, schur
 
 
@@ -45,7 +45,7 @@ def schur_lyapunov(method: StateSpace, eigenvalues: Float[ArrayLike, "*batch"]) 
       `eigen_lyapunov` there.
 
     Raises:
-      TypeError: an integer array.
+      TypeError: an integer array, or a method of another type.
 
     Cost: closed form. Differentiable in P and rate where `valid`.
     Source: arXiv:2310.15880, Theorems 1 and 2.
@@ -56,6 +56,7 @@ def schur_lyapunov(method: StateSpace, eigenvalues: Float[ArrayLike, "*batch"]) 
       >>> round(float(result.rate[0]), 6), bool(result.valid[0])
       (0.9, True)
     """
+    check_method("schur_lyapunov", method)
     return _schur_lyapunov(iteration_matrix(method, eigenvalues))
 
 
@@ -213,7 +214,7 @@ def lyapunov_decrease(
       [...], real; NaN where an input is not finite. Rounding is about eps |M|^2 |P|.
 
     Raises:
-      TypeError: an integer dtype. ValueError: not square, or sizes that differ.
+      TypeError: an integer dtype, or a complex rate. ValueError: not square, or sizes that differ.
 
     Cost: two products and one `eigh`. Differentiable where the smallest eigenvalue is simple.
 
@@ -225,6 +226,7 @@ def lyapunov_decrease(
     (rate,) = arguments.to_arrays(
         "lyapunov_decrease", rate=jnp.asarray(rate, P.real.dtype) if arguments.is_number(rate) else rate
     )
+    arguments.check_real("lyapunov_decrease", "rate", rate)
     arguments.check_square("lyapunov_decrease", "P", P)
     arguments.check_shape(
         "lyapunov_decrease", "matrix", matrix, f"[..., {P.shape[-1]}, {P.shape[-1]}]", lambda s: s[-2:] == P.shape[-2:]

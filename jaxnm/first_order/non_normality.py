@@ -16,6 +16,7 @@ from jaxnm import arguments
 from jaxnm.first_order.rates import once_differentiable
 from jaxnm.first_order.spectral import spectral_radius
 from jaxnm.linalg import eigenvalues, eigh, solve, svd
+from jaxnm.linalg.scaling import rescaled, times_power_of_two
 
 _ARCS = 256  # at the start
 _KEPT_ARCS = 16  # split in a round
@@ -136,13 +137,15 @@ def _numerical_radius(matrix: Array) -> CertifiedMaximum:
 def _numerical_radius_member(matrix: Array) -> tuple[Array, Array]:
     dtype = arguments.complex_dtype(matrix.dtype)
     finite = jnp.all(jnp.isfinite(matrix))
-    matrix = jnp.where(finite, matrix, jnp.zeros_like(matrix)).astype(dtype)
+    matrix, exponent = rescaled(jnp.where(finite, matrix, jnp.zeros_like(matrix)))
+    matrix = matrix.astype(dtype)
     hermitian, skew = (matrix + matrix.conj().T) / 2, 1j * (matrix - matrix.conj().T) / 2
     lowest, angle = _lowest_on_circle(*jax.lax.stop_gradient((jnp.zeros_like(matrix), -hermitian, -skew)))
     value = -_smallest_eigenvalue(_on_circle(jnp.zeros_like(matrix), -hermitian, -skew, angle, 1.0))
     # the bound moves with the value, up to the gap between them
     gap = jax.lax.stop_gradient(jnp.maximum(-lowest - value, 0))
-    return arguments.nan_unless(value, finite), arguments.nan_unless(value + gap, finite)
+    value, upper_bound = (times_power_of_two(bound, exponent) for bound in (value, value + gap))
+    return arguments.nan_unless(value, finite), arguments.nan_unless(upper_bound, finite)
 
 
 def kreiss_constant(matrix: Num[ArrayLike, "*batch n n"]) -> CertifiedMaximum:

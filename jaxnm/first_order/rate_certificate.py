@@ -1,8 +1,11 @@
 """A certified rate and what proves it."""
 
+from typing import Any
+
 import flax.struct
 from jaxtyping import Array, Float, Int32
 
+from jaxnm import arguments
 from jaxnm.first_order.state_space import StateSpace
 
 
@@ -39,3 +42,12 @@ class RateCertificate:
     """Largest curvature."""
     memory: int = flax.struct.field(pytree_node=False)
     """How many steps beyond the current one V looks at."""
+
+
+def check_certificate(function: str, certificate: Any) -> None:
+    """Refuse anything but a `RateCertificate`."""
+    if not isinstance(certificate, RateCertificate):
+        arguments.refuse(
+            function, "certificate", f"of type {type(certificate).__name__}", "a RateCertificate",
+            "pass what certify_rate returns", error=TypeError,
+        )  # fmt: skip

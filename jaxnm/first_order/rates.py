@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from jaxnm import arguments, trees
 from jaxnm.first_order.methods import check_curvatures, curvatures_valid
 from jaxnm.first_order.spectral import spectral_radius
-from jaxnm.first_order.state_space import StateSpace, iteration_matrix
+from jaxnm.first_order.state_space import StateSpace, check_method, iteration_matrix
 from jaxnm.linalg import matmul
 
 _MAX_LEVELS = 64
@@ -39,6 +39,7 @@ def quadratic_rate(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayL
 
     Raises:
       ValueError: Python numbers outside 0 <= mu <= L. Traced ones give NaN.
+      TypeError: a method of another type.
 
     Cost: n <= 2: three closed forms. n >= 3: a search over crossings, typically 3 to 6 rounds of n + 2 eigenvalue
     problems.
@@ -70,6 +71,7 @@ def worst_curvature(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[Array
 
     Raises:
       ValueError: Python numbers outside 0 <= mu <= L. Traced ones give NaN.
+      TypeError: a method of another type.
 
     Cost: that of `quadratic_rate`. n <= 2: differentiable, as it is an end of the interval. n >= 3: not differentiable
     (TypeError), as it can be inside.
@@ -99,7 +101,7 @@ def is_stable(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, 
       1000 eps); False for bad traced input, and where mu = 0 keeps an eigenvalue 1.
 
     Raises:
-      ValueError: Python numbers outside 0 <= mu <= L.
+      ValueError: Python numbers outside 0 <= mu <= L. TypeError: a method of another type.
 
     Cost: that of `quadratic_rate`. Not differentiable (a truth value).
 
@@ -123,6 +125,9 @@ def stability_limit(method: StateSpace) -> Float[Array, ""]:
       method is not finite, or (n >= 3) if the dtype cannot decide whether the curvatures below are stable. Divide by L
       for the factor by which the step may grow, for methods where only the product of step and curvature counts.
 
+    Raises:
+      TypeError: a method of another type.
+
     Cost: n <= 2: Jury's three affine conditions. n >= 3: the crossings of the unit circle.
     Accuracy: n <= 2: rounding. n >= 3: that of a root of the characteristic polynomial on the circle, eps times its
     condition: poor where eigenvalues meet there.
@@ -133,10 +138,12 @@ def stability_limit(method: StateSpace) -> Float[Array, ""]:
       >>> round(float(stability_limit(heavy_ball(0.1, 0.9))), 4)
       38.0
     """
+    check_method("stability_limit", method)
     return _stability_limit(StateSpace(*arguments.to_arrays("stability_limit", A=method.A, B=method.B, C=method.C)))
 
 
 def _interval(function: str, method: StateSpace, mu: ArrayLike, L: ArrayLike) -> tuple[StateSpace, Array, Array]:
+    check_method(function, method)
     check_curvatures(function, mu, L, positive=False)
     A, B, C, mu, L = arguments.to_arrays(function, A=method.A, B=method.B, C=method.C, mu=mu, L=L)
     for name, array in (("mu", mu), ("L", L)):

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxnm import arguments, trees
 from jaxnm.first_order.methods import check_curvatures, curvatures_valid, three_parameter
 from jaxnm.first_order.spectral import spectral_norm
-from jaxnm.first_order.state_space import StateSpace, iteration_matrix
+from jaxnm.first_order.state_space import StateSpace, check_method, iteration_matrix
 from jaxnm.linalg import matmul
 
 
@@ -75,7 +75,7 @@ def time_varying_rate(method: StateSpace, eigenvalues: Float[ArrayLike, "*batch"
       where an input is not finite.
 
     Raises:
-      ValueError: a method without a leading axis. TypeError: an integer array.
+      ValueError: a method without a leading axis. TypeError: an integer array, or a method of another type.
 
     Cost: num_steps products a curvature. Differentiable where the largest singular value is simple.
     Source: the definition; for Chebyshev's closed form see `chebyshev`.
@@ -85,6 +85,7 @@ def time_varying_rate(method: StateSpace, eigenvalues: Float[ArrayLike, "*batch"
       >>> bool(jnp.all(rates < 0.01))
       True
     """
+    check_method("time_varying_rate", method)
     if arguments.is_number(eigenvalues):
         eigenvalues = jnp.asarray(eigenvalues, method.A.dtype)
     (eigenvalues,) = arguments.to_arrays("time_varying_rate", eigenvalues=eigenvalues)

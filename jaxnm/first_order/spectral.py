@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int32, Num
 
 from jaxnm import arguments
 from jaxnm.linalg import eigenvalues, eigh, matmul, safe_norm
+from jaxnm.linalg.scaling import exponent_of, power_of_two, times_power_of_two
 
 
 class TransientGrowth(NamedTuple):
@@ -33,6 +34,7 @@ def spectral_radius(matrix: Num[ArrayLike, "*batch n n"]) -> Float[Array, "*batc
     Cost: closed form for real n <= 2 (about 20 flops); else that of `jaxnm.linalg.eigenvalues`.
     Accuracy: eps times the condition of the eigenvalue. At a double root that is sqrt(eps), and nothing better can be
     decided in floating point: a discriminant within rounding of zero counts as zero.
+    The units of the states do not count: off-diagonal entries may be far apart, as only their product matters.
     Differentiable where the dominant modulus is simple. At a double root of a real 2 x 2 matrix the gradient is that
     of the complex side, sqrt(det), and finite; where two moduli tie it is that of one of them; at 0 it is a
     subgradient. For n >= 3 the gradient at a double root is finite, but only bounded by 1 / sqrt(eps).
@@ -57,10 +59,17 @@ def _spectral_radius(matrix: Array) -> Array:
 
 
 def _spectral_radius_two(a: Array, b: Array, c: Array, d: Array) -> Array:
-    """Of [[a, b], [c, d]], with the scale taken out so that squares neither overflow nor vanish."""
-    size = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(jnp.abs(a), jnp.abs(b)), jnp.maximum(jnp.abs(c), jnp.abs(d))))
-    size = jnp.where((size > 0) & jnp.isfinite(size), size, jnp.ones_like(size))
+    """Of [[a, b], [c, d]], in units of the states and of the result where squares neither overflow nor vanish."""
     good = jnp.isfinite(a) & jnp.isfinite(b) & jnp.isfinite(c) & jnp.isfinite(d)
+    on_diagonal, of_b, of_c = (
+        exponent_of(jax.lax.stop_gradient(size))
+        for size in (jnp.maximum(jnp.abs(a), jnp.abs(d)), jnp.abs(b), jnp.abs(c))
+    )
+    # only their product counts: both get one size, or one that is alone that of the diagonal
+    of_b, of_c = jnp.where(b == 0, 2 * on_diagonal - of_c, of_b), jnp.where(c == 0, 2 * on_diagonal - of_b, of_c)
+    shift = (of_c - of_b) // 2
+    b, c = times_power_of_two(b, shift), times_power_of_two(c, -shift)
+    size = power_of_two(jnp.maximum(jnp.maximum(jnp.abs(a), jnp.abs(b)), jnp.maximum(jnp.abs(c), jnp.abs(d))))
     a, b, c, d = a / size, b / size, c / size, d / size
     half, mean = (a - d) / 2, (a + d) / 2
     discriminant = half * half + b * c

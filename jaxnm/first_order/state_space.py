@@ -1,8 +1,11 @@
 """A first-order method as a linear system driven by the gradient, and its blocks on a quadratic."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxnm import arguments
@@ -76,7 +79,7 @@ def iteration_matrix(method: StateSpace, eigenvalue: Float[ArrayLike, "*batch"])
       [..., n, n].
 
     Raises:
-      TypeError: an integer array.
+      TypeError: an integer array, or a method of another type.
 
     Cost: 2 n^2 flops a block. Differentiable everywhere. Source: arXiv:2310.15880, the permuted matrix of section 3.
 
@@ -85,8 +88,23 @@ def iteration_matrix(method: StateSpace, eigenvalue: Float[ArrayLike, "*batch"])
       >>> iteration_matrix(gradient_descent(0.5), jnp.array([1.0, 2.0]))[:, 0, 0]
       Array([0.5, 0. ], dtype=float32)
     """
+    check_method("iteration_matrix", method)
     (eigenvalue,) = arguments.to_arrays("iteration_matrix", eigenvalue=_like(eigenvalue, method.A))
     return _iteration_matrix(method, eigenvalue)
+
+
+def check_method(function: str, method: Any, *, expected: str = "a StateSpace") -> None:
+    """Refuse anything but a `StateSpace`, and say where one is found."""
+    if isinstance(method, StateSpace):
+        return
+    kind = type(method).__name__
+    if isinstance(getattr(method, "method", None), StateSpace):
+        remedy = f"pass .method of the {kind}"
+    elif isinstance(method, optax.GradientTransformation):
+        remedy = "use jaxnm.first_order.from_optax(tx).method"
+    else:
+        remedy = "build one with jaxnm.first_order.state_space(A, B, C)"
+    arguments.refuse(function, "method", f"of type {kind}", expected, remedy, error=TypeError)
 
 
 def responses(A: Float[Array, "n n"], B: Float[Array, "n"]) -> Float[Array, "n"]:

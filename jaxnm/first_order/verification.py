@@ -7,6 +7,7 @@ others, since function values must cancel, and are computed again.
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from fractions import Fraction
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnm import arguments
-from jaxnm.first_order.rate_certificate import RateCertificate
+from jaxnm.first_order.rate_certificate import RateCertificate, check_certificate
 from jaxnm.first_order.state_space import StateSpace
 from jaxnm.status import Status
 
@@ -121,7 +122,8 @@ def read_certificate(path: str | pathlib.Path) -> RateCertificate:
       the certificate, equal to the one written bit for bit if its dtype is available.
 
     Raises:
-      ValueError: not such a file, or numbers that the dtype does not hold exactly (float64 without x64).
+      ValueError: not such a file, or numbers that the dtype does not hold exactly (float64 without x64). TypeError: no
+        path.
 
     Cost: none to speak of. Not differentiable, and not for use under `jit`.
 
@@ -131,6 +133,9 @@ def read_certificate(path: str | pathlib.Path) -> RateCertificate:
       ...
       FileNotFoundError: ...
     """
+    if not isinstance(path, str | os.PathLike):
+        got = f"of type {type(path).__name__}"
+        arguments.refuse("read_certificate", "path", got, "a path", "pass that of the file", error=TypeError)
     text = pathlib.Path(path).read_text()
     try:
         content = json.loads(text)
@@ -296,15 +301,7 @@ def _exact(array: Any) -> Any:
 
 
 def _check_host(function: str, certificate: Any) -> None:
-    if not isinstance(certificate, RateCertificate):
-        arguments.refuse(
-            function,
-            "certificate",
-            f"of type {type(certificate).__name__}",
-            "a RateCertificate",
-            "pass what certify_rate returns",
-            error=TypeError,
-        )
+    check_certificate(function, certificate)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(certificate)):
         arguments.refuse(
             function, "certificate", "traced", "a concrete one", "call it outside jit and vmap", error=TypeError

@@ -24,7 +24,7 @@ from jaxnm.linalg.lanczos import (
     norm,
     shapes_of,
 )
-from jaxnm.linalg.scaling import power_of_two
+from jaxnm.linalg.scaling import exponent_of, power_of_two, times_power_of_two
 from jaxnm.status import Status, first_failing
 from jaxnm.trees import all_finite, check_same_structure
 
@@ -80,16 +80,19 @@ def minres(
 
     Status:
       NONFINITE_INPUT: an argument, or the product with `right`, is not finite. OUT_OF_RANGE: the preconditioner is not
-      positive definite, or a traced rtol is out of its range. NONFINITE_RESULT: a later product is not finite (x is NaN
-      in this and the first). NOT_SYMMETRIC: x^T (A right) and right^T (A x) differ beyond sqrt(eps). NOT_CONVERGED:
-      more steps are needed. INACCURATE: the iteration ended, and `right - A x` is above ten times rtol, and above what
-      rounding leaves (100 eps |A| |x|) or above sqrt(eps), as where A is singular and `right` is not in its range, or
-      in a system too ill-conditioned for the dtype. So OK says: the residual of x, computed from x, is at most ten
-      times what was asked, or at most sqrt(eps) where rounding allows no less.
+      positive definite, a traced rtol is out of its range, or a vector n of `null_space` is none (|A n| is above
+      sqrt(eps) |A| |n|, by products with n and a few other vectors). NONFINITE_RESULT: a later product is not finite (x
+      is NaN in this and the first). NOT_SYMMETRIC: x^T (A right) and right^T (A x) differ beyond sqrt(eps).
+      NOT_CONVERGED: more steps are needed. INACCURATE: the iteration ended, and `right - A x` is above ten times rtol,
+      and above what rounding leaves (100 eps |A| |x|) or above sqrt(eps), as where A is singular and `right` is not in
+      its range, in a system too ill-conditioned for the dtype, or where x is below the smallest number of the dtype. So
+      OK says: the residual of x, computed from x, is at most ten times what was asked, or at most sqrt(eps) where
+      rounding allows no less.
 
-    Cost: a product a step and two or three besides, memory of eight vectors. Differentiable to every order in `right`,
-    in what the operator depends on and in `null_space`, by one more system with the same operator and not through the
-    loop; the derivative in `initial`, `preconditioner` and `rtol` is zero. In a batch each member stops on its own.
+    Cost: a product a step and two or three besides (and one a vector of `null_space`), memory of eight vectors.
+    Differentiable to every order in `right`, in what the operator depends on and in `null_space`, by one more system
+    with the same operator and not through the loop; the derivative in `initial`, `preconditioner` and `rtol` is zero.
+    In a batch each member stops on its own.
     Source: C. C. Paige, M. A. Saunders, SIAM J. Numer. Anal. 12 (1975), 617-629.
 
     Example:
@@ -205,9 +208,11 @@ def _solve(
     frozen = frozen_operator(operator)
     precondition = (lambda vector: vector) if preconditioner is None else frozen_operator(preconditioner)
     finite = all_finite((right, initial, null_space))
-    project = partial(_without, _orthonormal(null_space))
+    basis = _orthonormal(null_space)
+    project, fixed_project = partial(_without, basis), partial(_without, detached(basis))
     right = project(right)
-    unit = divide(detached(right), power_of_two(norm(detached(right))))
+    size_of_right = power_of_two(norm(detached(right)))
+    unit = divide(detached(right), size_of_right)
     image = frozen(unit)
     finite &= all_finite(image)
     size_of_operator = power_of_two(norm(image))
@@ -215,7 +220,7 @@ def _solve(
     if null_space:
         # not singular, and of the size of A in the null space: then the derivative stays orthogonal to it as well
         system = partial(_shifted, operator, project, size_of_operator)
-        precondition = partial(_shifted, precondition, project, jnp.ones_like(rtol))
+        precondition = partial(_shifted, precondition, fixed_project, jnp.ones_like(rtol))
     start = None if initial is None else project(detached(initial))
     loop = minres_loop if name == "minres" else conjugate_gradient_loop
 
@@ -229,26 +234,37 @@ def _solve(
 
     figures = jnp.zeros(3, rtol.dtype)
     x, figures = solve_implicitly(system, right, solve, figures=figures, symmetric=True, marked=True)
-    num_steps, code, accurate = figures.astype(jnp.int32)
+    num_steps, code, _ = figures.astype(jnp.int32)
     x = project(x)
 
-    # what came out, by products with the solution
-    residual = detached(optax.tree.sub(detached(right), frozen(detached(x))))
-    found = divide(detached(x), power_of_two(norm(detached(x))))
-    product = frozen(found)
+    # what came out, by a product with the solution; in units of the right-hand side, where nothing underflows
+    size_of_x = power_of_two(norm(detached(x)))
+    found = divide(detached(x), size_of_x)
+    # a factor inside the operator must not meet a power of two before it meets the vector
+    product = jax.lax.optimization_barrier(frozen(found))
+    units = exponent_of(size_of_x) - exponent_of(size_of_right)
+    reached = jax.tree.map(lambda leaf: times_power_of_two(leaf, units), product)
+    residual = optax.tree.sub(unit, reached)
+    size_of_found = times_power_of_two(norm(found), units + exponent_of(size_of_operator))
+    accurate = _is_accurate(
+        residual, size_of_found, reached, unit, _size(precondition, residual), _size(precondition, unit),
+        jnp.maximum(rtol, eps),
+    )  # fmt: skip
+    size = jnp.maximum(norm(image), norm(product) / jnp.where(norm(found) > 0, norm(found), 1))
+    annihilated = _annihilated(frozen, detached(basis), size)
     asymmetry = jnp.subtract(optax.tree.vdot(found, image), optax.tree.vdot(unit, product))
     asymmetric = jnp.abs(asymmetry) > math.sqrt(eps) * (norm(image) + norm(product))
     status = first_failing(
         (~finite, Status.NONFINITE_INPUT),
-        (~((rtol >= 0) & (rtol < 1)) | (code == Status.OUT_OF_RANGE), Status.OUT_OF_RANGE),
+        (~((rtol >= 0) & (rtol < 1)) | ~annihilated | (code == Status.OUT_OF_RANGE), Status.OUT_OF_RANGE),
         ((code == Status.NONFINITE_RESULT) | ~all_finite(x), Status.NONFINITE_RESULT),
         (asymmetric, Status.NOT_SYMMETRIC),
         (code == Status.NOT_CONVERGED, Status.NOT_CONVERGED),
-        (accurate == 0, Status.INACCURATE),
+        (~accurate, Status.INACCURATE),
     )
     usable = (status != jnp.int32(Status.NONFINITE_INPUT)) & (status != jnp.int32(Status.NONFINITE_RESULT))
     x = jax.tree.map(lambda leaf: arguments.nan_unless(leaf, usable, leaf.ndim), x)
-    return KrylovSolution(x, num_steps, arguments.nan_unless(norm(residual), usable), status)
+    return KrylovSolution(x, num_steps, arguments.nan_unless(size_of_right * norm(residual), usable), status)
 
 
 def _orthonormal(vectors: list[Any]) -> list[Any]:
@@ -269,6 +285,23 @@ def _without(basis: list[Any], vector: Any) -> Any:
     for direction in basis:
         vector = optax.tree.add_scale(vector, jnp.negative(optax.tree.vdot(direction, vector)), direction)
     return vector
+
+
+def _annihilated(operator: Operator, vectors: list[Any], size: Array) -> Array:
+    """Whether the operator takes each of the orthonormal vectors to zero, up to the root of rounding.
+
+    Args:
+      operator: A.
+      vectors: orthonormal, or zero.
+      size: a lower bound of |A|; the right-hand side may be smooth, so A is also tried on a vector that is not.
+    """
+    if not vectors:
+        return jnp.array(True)
+    signs = lambda leaf: (1 - 2 * (jnp.arange(leaf.size, dtype=jnp.int32) % 2)).astype(leaf.dtype).reshape(leaf.shape)
+    rough = jax.tree.map(signs, vectors[0])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), divide(rough, norm(rough)), *vectors)
+    images = jax.lax.map(lambda vector: norm(operator(vector)), stacked)
+    return jnp.all(images[1:] <= math.sqrt(jnp.finfo(size.dtype).eps) * jnp.maximum(size, images[0]))
 
 
 def _shifted(operator: Operator, project: Operator, shift: Array, vector: Any) -> Any:
@@ -312,14 +345,9 @@ def _refined(
     unit = power_of_two(length)
     right = divide(right, unit)
     scaled = lambda vector: divide(operator(vector), size_of_operator)
-    size = lambda vector: jnp.sqrt(jnp.abs(optax.tree.vdot(vector, precondition(vector))))
+    size = partial(_size, precondition)
     first, eps = size(right), jnp.finfo(rtol.dtype).eps
     choose = lambda condition, yes, no: jax.tree.map(lambda yes, no: jnp.where(condition, yes, no), yes, no)
-
-    def accurate(x: Any, image: Any, residual: Any, reached: Array) -> Array:
-        rounding = 100 * eps * (jnp.maximum(norm(x), norm(image)) + norm(right))
-        as_asked = reached <= 10 * rtol * first
-        return as_asked | ((norm(residual) <= rounding) & (reached <= math.sqrt(eps) * first))
 
     def again(state: _Pass) -> _Pass:
         share = rtol * first / jnp.where(state.size > 0, state.size, 1)
@@ -331,7 +359,8 @@ def _refined(
         better = (state.num_steps == 0) | (reached < state.size)
         ended = (code == Status.OK) | (code == Status.INACCURATE)
         more = ended & (reached > 10 * rtol * first) & (reached < state.size / 2) & (num_steps < max_steps)
-        new = _Pass(x, residual, reached, num_steps, code, more, accurate(x, image, residual, reached))
+        accurate = _is_accurate(residual, norm(x), image, right, reached, first, rtol)
+        new = _Pass(x, residual, reached, num_steps, code, more, accurate)
         return choose(better, new, state)._replace(num_steps=num_steps, more=more)
 
     x, residual = optax.tree.zeros_like(right), right
@@ -346,9 +375,34 @@ def _refined(
     nothing = (length == 0) | ((reached <= rtol * first) & (first > 0))
     state = _Pass(x, residual, reached, jnp.int32(0), jnp.int32(0), ~nothing, nothing)
     state = jax.lax.while_loop(lambda state: state.more, again, state)
+    exponent = exponent_of(unit) - exponent_of(size_of_operator)
     # a length that is not finite makes NaN: of a failed member also in the derivative
-    size_of_x = jnp.where(jnp.isfinite(length), unit, length)
-    return state._replace(x=optax.tree.scale(size_of_x, divide(state.x, size_of_operator)))
+    nan_or_one = jnp.where(jnp.isfinite(length), 1, length)
+    return state._replace(x=jax.tree.map(lambda leaf: nan_or_one * times_power_of_two(leaf, exponent), state.x))
+
+
+def _size(precondition: Operator, vector: Any) -> Array:
+    """In the norm of the preconditioner."""
+    return jnp.sqrt(jnp.abs(optax.tree.vdot(vector, precondition(vector))))
+
+
+def _is_accurate(
+    residual: Any, size_of_x: Array, image: Any, right: Any, reached: Array, first: Array, rtol: Array
+) -> Array:
+    """Whether the residual of x is what was asked for, or what rounding leaves.
+
+    Args:
+      residual: right - A x.
+      size_of_x: |x|, times that of A.
+      image: A x.
+      right: of size one.
+      reached: the residual in the norm of the preconditioner.
+      first: `right` in that norm.
+      rtol: what was asked for.
+    """
+    eps = jnp.finfo(rtol.dtype).eps
+    rounding = 100 * eps * (jnp.maximum(size_of_x, norm(image)) + norm(right))
+    return (reached <= 10 * rtol * first) | ((norm(residual) <= rounding) & (reached <= math.sqrt(eps) * first))
 
 
 def _code(num_steps: Array, max_steps: Array, converged: Array, *failures: tuple[Array, Status]) -> Array:

@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, Int32
 
 from jaxnm import arguments
 from jaxnm.linalg.blocks import map_blocks
+from jaxnm.linalg.scaling import exponent_of, times_power_of_two
 from jaxnm.status import Status, first_failing
 
 _BISECTIONS = 10  # of a step length
@@ -43,7 +44,7 @@ class MarginSolution:
     num_steps: Int32[Array, "*batch"]
     """Newton steps taken."""
     status: Int32[Array, "*batch"]
-    """OK, NONFINITE_INPUT, OUT_OF_RANGE (no v has a positive sum of traces) or NOT_CONVERGED."""
+    """OK, NONFINITE_INPUT, OUT_OF_RANGE (no v has a positive sum of traces), NOT_CONVERGED or INACCURATE."""
 
 
 class Point(NamedTuple):
@@ -77,6 +78,7 @@ def maximize_margin(
     The normalization is that the traces of all blocks and the scalars at v sum to one; so the margin is at most
     one over the number of rows of all blocks and scalars. Inequalities with a constant part, `F_0 + sum_i v_i F_i`, are
     brought to this form with a further variable v_0 for F_0 that is a scalar inequality itself: the answer is v / v_0.
+    The units of the unknowns do not count: each F_i is first brought to size one by a power of two.
 
     Args:
       blocks: matrices [..., m, n_b, n_b] for each block b, symmetric, up to about 12 x 12; m up to about 60.
@@ -89,13 +91,14 @@ def maximize_margin(
       `MarginSolution(v [..., m], margin [...], upper_bound [...], duals, scalar_duals [..., p], num_steps, status)`.
 
     Raises:
-      TypeError: integer or complex dtypes, or a derivative. ValueError: no block and no scalar, or shapes that do not
-      fit.
+      TypeError: integer or complex dtypes, blocks that are no list, or a derivative. ValueError: no block and no
+      scalar, or shapes that do not fit.
 
     Status:
       NONFINITE_INPUT: NaN. OUT_OF_RANGE: all traces are zero, so no matrix of the family is positive definite (NaN).
-      NOT_CONVERGED: the gap is above the tolerance after max_steps or where rounding stops progress; the margin is a
-      lower bound all the same.
+      NOT_CONVERGED: the gap is above the tolerance after max_steps or where rounding stops progress, or the bounds
+      cross by more than the tolerance or sqrt(eps); the margin is a lower bound all the same. INACCURATE: v, in its
+      units, is beyond the range of the dtype.
 
     Cost: about 12 steps, each sum_b (2 m n_b^3 + m^2 n_b^2) + m^3 / 3 multiplications a member; the slowest member of a
     chunk sets the number. Not differentiable (TypeError). By the envelope theorem the
@@ -109,31 +112,32 @@ def maximize_margin(
       Array([0.5, 0. , 0.5], dtype=float32)
     """
     name = "maximize_margin"
+    if not isinstance(blocks, list | tuple):
+        got, expected = f"a {type(blocks).__name__}", "a list of arrays [..., m, n, n]"
+        arguments.refuse(name, "blocks", got, expected, "pass [block], or [] beside scalars", error=TypeError)
     given = {f"blocks[{i}]": block for i, block in enumerate(blocks)}
     if scalars is not None:
         given["scalars"] = scalars
     if not given:
         arguments.refuse(name, "blocks", "empty", "at least one block or scalar", "pass the inequalities")
     arrays = arguments.to_arrays(name, **given)
+    ranks = [2 if label == "scalars" else 3 for label in given]
     for label, array in zip(given, arrays, strict=True):
         arguments.check_real(name, label, array)
         if label != "scalars":
             arguments.check_square(name, label, array)
     num_blocks = len(given) - (scalars is not None)
-    m = arrays[0].shape[-3 if num_blocks else -2]
-    for label, array in zip(given, arrays, strict=True):
-        axis = 2 if label == "scalars" else 3
+    m = next((array.shape[-axis] for array, axis in zip(arrays, ranks, strict=True) if array.ndim >= axis), 1)
+    for label, array, axis in zip(given, arrays, ranks, strict=True):
         arguments.check_shape(
             name,
             label,
             array,
-            f"[..., {m}, ...]: one matrix or row a variable",
+            f"[..., {m}, {'n, n' if axis == 3 else 'p'}]: one {'matrix' if axis == 3 else 'row'} a variable",
             lambda shape, axis=axis: len(shape) >= axis and shape[-axis] == m > 0,
         )
     arguments.check_count(name, "max_steps", max_steps, minimum=1)
-    batch = jnp.broadcast_shapes(
-        *(array.shape[: -(2 if label == "scalars" else 3)] for label, array in zip(given, arrays, strict=True))
-    )
+    batch = jnp.broadcast_shapes(*(array.shape[:-axis] for array, axis in zip(arrays, ranks, strict=True)))
     dtype = arrays[0].dtype
     if tolerance is None:
         tolerance = 1e-9 if dtype == jnp.float64 else 1e-4
@@ -142,7 +146,7 @@ def maximize_margin(
     flat_blocks = tuple(members(array, 3) for array in arrays[:num_blocks])
     flat_scalars = members(arrays[-1], 2) if scalars is not None else jnp.zeros((math.prod(batch), m, 0), dtype)
     flat_blocks, flat_scalars = arguments.without_derivative(
-        name, "an inequality", (flat_blocks, flat_scalars), remedy="use the duals: see Differentiable in its docstring"
+        name, "an inequality", (flat_blocks, flat_scalars), remedy="use the duals, as its docstring says"
     )
     solution = _solve(flat_blocks, flat_scalars, jnp.asarray(tolerance, dtype), max_steps)
     return jax.tree.map(lambda leaf: leaf.reshape(batch + leaf.shape[1:]), solution)
@@ -167,28 +171,36 @@ def _chunk(blocks: tuple[Array, ...], scalars: Array, tolerance: Array, max_step
     )
     symmetric = lambda block: (block + block.swapaxes(1, 2)) / 2
     blocks, scalars = tuple(symmetric(last(block))[:, :, :, None] for block in blocks), last(scalars)
-    # a power of two that brings the largest entry to about one: v in other units is another answer to the same question
-    largest = jnp.max(jnp.abs(scalars), (0, 1), initial=0)
+    # powers of two that bring each F_i to about one: v in other units is another answer to the same question
+    largest = jnp.max(jnp.abs(scalars), 1, initial=0)
     for block in blocks:
-        largest = jnp.maximum(largest, jnp.max(jnp.abs(block), (0, 1, 2, 3)))
-    exponent = jnp.where(largest > 0, jnp.frexp(largest)[1], 0)
-    scaled = lambda array: jnp.ldexp(array, spread(-exponent, array))
+        largest = jnp.maximum(largest, jnp.max(jnp.abs(block), (1, 2, 3)))
+    exponent = exponent_of(largest)
+    scaled = lambda array: times_power_of_two(array, spread_over(-exponent, array))
     blocks, scalars = tuple(map(scaled, blocks)), scaled(scalars)
     traces = trace_of(blocks, scalars)
     possible = jnp.sum(traces**2, 0) > 0
     rows = sum(block.shape[1] for block in blocks) + scalars.shape[1]
 
+    rounding = math.sqrt(jnp.finfo(scalars.dtype).eps)
+
     def converged(point: Point) -> Array:
-        return (point.infeasibility < 1e-8) & (point.bound - point.margin <= tolerance / rows)
+        gap = rows * (point.bound - point.margin)
+        return (point.infeasibility < 1e-8) & (gap <= tolerance) & (gap >= -jnp.minimum(tolerance, rounding))
 
     point = solve(blocks, scalars, start_of(blocks, scalars), converged, max_steps)
+    v = scaled(point.v)
+    lost = jnp.abs(times_power_of_two(v, exponent) - point.v) > rounding * jnp.max(jnp.abs(point.v), 0)[None]
     status = first_failing(
-        (~finite, Status.NONFINITE_INPUT), (~possible, Status.OUT_OF_RANGE), (~converged(point), Status.NOT_CONVERGED)
+        (~finite, Status.NONFINITE_INPUT),
+        (~possible, Status.OUT_OF_RANGE),
+        (~converged(point), Status.NOT_CONVERGED),
+        (jnp.any(lost, 0), Status.INACCURATE),
     )
     usable = finite & possible
     first = lambda array: arguments.nan_unless(jnp.moveaxis(array, -1, 0), usable, array.ndim - 1)
     return MarginSolution(
-        v=first(scaled(point.v)),
+        v=first(v),
         margin=first(point.margin),
         upper_bound=first(point.bound),
         duals=tuple(first(dual[:, :, 0]) for dual in point.duals),

@@ -17,13 +17,14 @@ from jaxtyping import Array, ArrayLike, Bool, Complex, Num
 from jaxnm import arguments
 from jaxnm.linalg.blocks import map_blocks
 from jaxnm.linalg.factorizations import einsum, matmul, solve
-from jaxnm.linalg.scaling import power_of_two
+from jaxnm.linalg.scaling import exponent_of
 
 # A CPU works through a large batch in blocks of this many bytes, nearly twice as fast as all at once for n >= 3.
 _BLOCK_BYTES = 1_000_000
 _STEPS_PER_EIGENVALUE = 30
 _STEPS_BEFORE_EXCEPTIONAL_SHIFT = 10
 _SWEEPS_TO_BALANCE = 20
+_ZERO = -(2**20)  # the exponent of a zero, below all others by far
 
 
 @flax.struct.dataclass
@@ -423,43 +424,51 @@ def _eigenvalues(matrix: Array) -> Array:
 def _balanced_eigenvalues(matrix: Array) -> Array:
     """Eigenvalues, and their derivatives, by those of D^-1 A D, of size one and with rows as long as columns."""
     size = jax.lax.stop_gradient(jnp.maximum(jnp.abs(matrix.real), jnp.abs(matrix.imag)))
-    powers = _balance(size)
+    exponents = jnp.where(size > 0, exponent_of(size), jnp.int32(_ZERO))
+    powers = _balance(exponents)
     powers = powers[None, :] - powers[:, None]
-    exponents = jnp.where(size > 0, jnp.frexp(jnp.where(size > 0, size, 1))[1] + powers, jnp.iinfo(jnp.int32).min)
-    largest = jnp.where(jnp.any(size > 0), jnp.max(exponents), 0)
+    largest = jnp.where(jnp.any(size > 0), jnp.max(exponents + powers), 0)
     return _scale_by_power_of_two(_eigenvalues_member(_scale_by_power_of_two(matrix, powers - largest)), largest)
 
 
-def _balance(size: Array) -> Array:
-    """Exponents p for which the moduli `size` times 2^(p_j - p_i) have rows about as long as columns.
+def _balance(exponents: Array) -> Array:
+    """Powers p for which entries of these exponents, times 2^(p_j - p_i), have rows about as large as columns.
 
-    Source: B. N. Parlett, C. Reinsch, Numer. Math. 13 (1969), 293-304; the criterion to change a row and a column is
-    theirs. By powers of two, so without rounding.
+    Off the diagonal, by the largest entry. A row or a column without an opposite comes down to the diagonal.
+    Source: B. N. Parlett, C. Reinsch, Numer. Math. 13 (1969), 293-304. On exponents alone, so nothing underflows.
+
+    Args:
+      exponents: [n, n], `_ZERO` for a zero.
     """
-    n = size.shape[-1]
-    exponent = lambda x: jnp.frexp(jnp.where(x > 0, x, 1))[1].astype(jnp.int32)
+    n = exponents.shape[-1]
     if n == 1:
         return jnp.zeros(1, jnp.int32)
+    on_diagonal = jnp.eye(n, dtype=bool)
+    diagonal = jnp.max(jnp.where(on_diagonal, exponents, _ZERO))
+
+    def shift_of(row: Array, column: Array) -> Array:
+        """Half of how far the row is above the column."""
+        nonzero = lambda exponent: exponent > _ZERO // 2
+        alone = lambda size: jnp.where(nonzero(diagonal), jnp.minimum(size, diagonal), size)
+        above = jnp.where(nonzero(row), row, alone(column)) - jnp.where(nonzero(column), column, alone(row))
+        return jnp.where(nonzero(row) | nonzero(column), jax.lax.div(above, jnp.int32(2)), 0)
+
     if n == 2:
-        shift = jax.lax.div(exponent(size[1, 0]) - exponent(size[0, 1]), jnp.int32(2))
-        return jnp.stack([jnp.int32(0), jnp.where((size[1, 0] > 0) & (size[0, 1] > 0), shift, 0)])
+        return jnp.stack([jnp.int32(0), shift_of(exponents[1, 0], exponents[0, 1])])
     index = jnp.arange(n, dtype=jnp.int32)
-    moduli = jnp.where(jnp.eye(n, dtype=bool), 0, size / power_of_two(jnp.max(size)))
 
     def change_one(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        moduli, powers, count, unchanged = state
+        exponents, powers, count, unchanged = state
         here = index == count % n
-        column = jnp.sum(jnp.where(here[None, :], moduli, 0))
-        row = jnp.sum(jnp.where(here[:, None], moduli, 0))
-        shift = jax.lax.div(exponent(row) - exponent(column), jnp.int32(2))
-        factor = jnp.ldexp(jnp.ones_like(row), shift)
-        better = (row > 0) & (column > 0) & (column * factor + row / factor < 0.95 * (column + row))
-        change = jnp.where(here & better, shift, 0)
-        moduli = moduli * jnp.ldexp(jnp.ones_like(moduli), change[None, :] - change[:, None])
-        return moduli, powers + change, count + 1, jnp.where(better, 0, unchanged + 1)
+        column = jnp.max(jnp.where(here[None, :], exponents, _ZERO))
+        row = jnp.max(jnp.where(here[:, None], exponents, _ZERO))
+        shift = shift_of(row, column)
+        change = jnp.where(here, shift, 0)
+        exponents = exponents + change[None, :] - change[:, None]
+        return exponents, powers + change, count + 1, jnp.where(shift != 0, 0, unchanged + 1)
 
     zero = jnp.int32(0)
-    start = (moduli, jnp.zeros(n, jnp.int32), zero, zero)
+    start = (jnp.where(on_diagonal, _ZERO, exponents), jnp.zeros(n, jnp.int32), zero, zero)
     unfinished = lambda state: (state[3] < n) & (state[2] < _SWEEPS_TO_BALANCE * n)
     return jax.lax.while_loop(unfinished, change_one, start)[1]
 

@@ -117,6 +117,9 @@ def trace_of_function(measure: SpectralMeasure, function: Callable[[Array], Arra
       below c for f = (x < c), and so on. The standard error is that of the random probes; that of the quadrature is
       zero for polynomials f of degree up to 2 m - 1.
 
+    Raises:
+      TypeError: no measure, no function, or complex values of f. ValueError: values of another shape.
+
     Cost: one evaluation of f a node. Differentiable in what f depends on.
     Source: Ubaru, Chen, Saad, SIAM J. Matrix Anal. Appl. 38 (2017), 1075-1099.
 
@@ -125,10 +128,18 @@ def trace_of_function(measure: SpectralMeasure, function: Callable[[Array], Arra
       >>> round(float(trace_of_function(measure, jnp.square).value), 3)
       36.0
     """
+    name = "trace_of_function"
+    _check_measure(name, measure)
+    if not callable(function):
+        got = f"a {type(function).__name__}"
+        arguments.refuse(
+            name, "function", got, "a function", "pass one of the eigenvalues, as jnp.log", error=TypeError
+        )
     values = jnp.asarray(function(measure.nodes))
+    arguments.check_real(name, "the value of function", values)
     if values.shape[-2:] != measure.nodes.shape:
         arguments.refuse(
-            "trace_of_function",
+            name,
             "the value of function",
             f"of shape {values.shape}",
             f"[..., {measure.nodes.shape[0]}, {measure.nodes.shape[1]}], as its argument",
@@ -150,7 +161,7 @@ def smoothed_density(measure: SpectralMeasure, points: Float[ArrayLike, "*points
       `TraceEstimate(value [...], standard_error [...])`, per unit of eigenvalue; NaN for a traced width <= 0.
 
     Raises:
-      ValueError: a width that is not positive. TypeError: an integer dtype.
+      ValueError: a width that is not positive. TypeError: an integer or complex dtype, or no measure.
 
     Cost: one Gaussian a point and node. Differentiable in points and width.
     Source: Lin, Saad, Yang, SIAM Review 58 (2016), 34-65, section 3.2.
@@ -160,12 +171,19 @@ def smoothed_density(measure: SpectralMeasure, points: Float[ArrayLike, "*points
       >>> smoothed_density(measure, jnp.array([2.0, 3.0]), 1.0).value.round(4)
       Array([0.3989, 0.242 ], dtype=float32)
     """
+    _check_measure("smoothed_density", measure)
     arguments.check_number("smoothed_density", "width", width, "> 0", lambda value: value > 0, "try the grid spacing")
     dtype = measure.nodes.dtype
-    points, width = (
-        value.astype(dtype) for value in arguments.to_arrays("smoothed_density", points=points, width=width)
-    )
-    return _smoothed_density(measure, points, width)
+    points, width = arguments.to_arrays("smoothed_density", points=points, width=width)
+    arguments.check_real("smoothed_density", "points or width", points)
+    return _smoothed_density(measure, points.astype(dtype), width.astype(dtype))
+
+
+def _check_measure(function: str, measure: Any) -> None:
+    if not isinstance(measure, SpectralMeasure):
+        got = f"a {type(measure).__name__}"
+        remedy = "pass what spectral_density returns"
+        arguments.refuse(function, "measure", got, "a SpectralMeasure", remedy, error=TypeError)
 
 
 @jax.jit

@@ -26,6 +26,7 @@ STEPS = [
     lambda a: first_order.quasi_hyperbolic(a, 0.9, 0.7),
 ]
 _method = first_order.heavy_ball(0.5, 0.5)
+_measure = linalg.SpectralMeasure(jnp.full((1, 2), 2.0), jnp.full((1, 2), 0.5), jnp.zeros(()), jnp.int32(0), 9)
 _nan = float("nan")
 _inf = float("inf")
 
@@ -234,3 +235,55 @@ def test_stability_is_not_claimed_within_the_accuracy_of_the_search():
     B, C = [-1.0032767, 0, 0], [0.50785339, 0.17155544, 0.32059115]
     method = first_order.state_space(*(jnp.asarray(x, jnp.float32) for x in (A, B, C)))
     assert not bool(first_order.is_stable(method, 0.05, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("iteration_matrix", lambda method: first_order.iteration_matrix(method, 1.0)),
+        ("quadratic_rate", lambda method: first_order.quadratic_rate(method, 0.1, 1.0)),
+        ("worst_curvature", lambda method: first_order.worst_curvature(method, 0.1, 1.0)),
+        ("is_stable", lambda method: first_order.is_stable(method, 0.1, 1.0)),
+        ("stability_limit", first_order.stability_limit),
+        ("time_varying_rate", lambda method: first_order.time_varying_rate(method, 1.0)),
+        ("schur_lyapunov", lambda method: first_order.schur_lyapunov(method, 1.0)),
+        ("certify_rate", lambda method: first_order.certify_rate(method, 0.1, 1.0)),
+        ("check_lyapunov", lambda method: first_order.check_lyapunov(method, jnp.eye(1), 0.1, 1.0)),
+    ],
+)
+def test_what_is_no_method(name, call):
+    linearization = first_order.Linearization(_method, *[jnp.zeros(())] * 5, state_names=("parameter",))
+    for method, remedy in (
+        (None, "state_space"),
+        ([1.0, 2.0], "state_space"),
+        (optax.sgd(0.1), r"from_optax\(tx\)\.method"),
+        (linearization, r"\.method of the Linearization"),
+    ):
+        kind = type(method).__name__
+        with pytest.raises(TypeError, match=rf"{name}: method is of type {kind}, expected a StateSpace; .*{remedy}"):
+            call(method)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: first_order.analyze(None, (0.1, 1.0)), TypeError, "analyze: method is of type NoneType"),
+        (lambda: first_order.analyze(_method, (1j, 1.0)), TypeError, "analyze: mu of spectrum is of dtype complex"),
+        (lambda: first_order.analyze(_method, (jnp.ones(3), 1.0)), ValueError, "mu of spectrum is of shape"),
+        (lambda: first_order.lyapunov_decrease(jnp.eye(2), jnp.eye(2), 1j), TypeError, "rate is of dtype complex"),
+        (lambda: first_order.is_proved(None), TypeError, "is_proved: certificate is of type NoneType"),
+        (lambda: first_order.read_certificate(None), TypeError, "read_certificate: path is of type NoneType"),
+        (
+            lambda: first_order.hessian_spectrum(lambda x: x @ x, jnp.ones(2), method="lanczos", key=0),
+            TypeError, "hessian_spectrum: key is of type int",
+        ),
+        (lambda: linalg.trace_of_function(_measure, lambda x: x * 1j), TypeError, "function is of dtype complex"),
+        (lambda: linalg.trace_of_function(_measure, 2.0), TypeError, "function is a float"),
+        (lambda: linalg.trace_of_function(None, jnp.log), TypeError, "trace_of_function: measure is a NoneType"),
+        (lambda: linalg.smoothed_density(None, 1.0, 0.1), TypeError, "smoothed_density: measure is a NoneType"),
+        (lambda: linalg.smoothed_density(_measure, jnp.ones(2, complex), 0.1), TypeError, "smoothed_density: points"),
+    ],
+)  # fmt: skip
+def test_arguments_of_another_kind(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -47,6 +47,14 @@ def test_jordan_blocks_at_zero_have_a_disc_of_known_radius(n):
     assert float(value) <= float(above) <= float(value) * (1 + 8e-5)
 
 
+def test_units_change_no_numerical_radius():
+    for dtype, sizes in (("float64", [1.0, 1e160, 1e-160, 1e300]), ("float32", [1.0, 1e25, 1e-22, 1e37])):
+        sizes = np.asarray(sizes)
+        value, above = numerical_radius(jnp.asarray(sizes[:, None, None] * np.eye(2, k=1), dtype))
+        np.testing.assert_allclose(value, sizes / 2, rtol=20 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(above, sizes / 2, rtol=8e-5)
+
+
 def test_two_by_two_ranges_are_ellipses():
     """[[a, c], [0, b]] has foci a, b and minor axis |c|; on a positive real axis w = (a + b) / 2 + half major axis."""
     for a, b, c in [(0.5, 0.2, 1.0), (1.0, 1.0, 3.0), (0.9, 0.1, 0.0)]:

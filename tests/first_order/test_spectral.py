@@ -90,6 +90,26 @@ def test_derivatives_where_the_dominant_eigenvalue_is_simple(n):
     check_grads(_radius, (matrix,), order=2, modes=("rev",), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "factors"), [("float64", [1.0, 1e100, 1e160, 1e-160, 1e300]), ("float32", [1.0, 1e18, 1e20, 1e-20, 1e35])]
+)
+def test_units_of_the_states_change_nothing(dtype, factors):
+    """[[.5, 1 / d], [d, .3]] has trace .8 and determinant -.85; alone, beside a third state, and with 1 / d = 0."""
+    d = np.asarray(factors)
+    blocks = np.zeros((2, len(d), 3, 3))
+    blocks[:, :, 0, 0], blocks[:, :, 1, 1], blocks[:, :, 2, 2], blocks[:, :, 1, 0] = 0.5, 0.3, 0.1, d
+    blocks[0, :, 0, 1] = 1 / d
+    expected = np.broadcast_to([[0.4 + np.sqrt(1.01)], [0.5]], (2, len(d)))
+    tolerance = 20 * np.finfo(dtype).eps
+    for n in (2, 3):
+        matrix = jnp.asarray(blocks[:, :, :n, :n], dtype)
+        np.testing.assert_allclose(spectral_radius(matrix), expected, rtol=tolerance)
+    slopes = jax.grad(lambda m: jnp.sum(spectral_radius(m)))(jnp.asarray(blocks[0, :, :2, :2], dtype))
+    root = np.sqrt(1.01)
+    np.testing.assert_allclose(slopes[:, 0, 0], 0.5 + 0.05 / root, rtol=tolerance)
+    np.testing.assert_allclose(np.asarray(slopes)[:, 1, 0] * d, 0.5 / root, rtol=tolerance)
+
+
 def test_non_finite_matrices_are_nan():
     for n in (1, 2, 3):
         matrix = np.stack([np.eye(n), np.full((n, n), np.inf), np.full((n, n), np.nan)])

@@ -108,6 +108,42 @@ def test_a_null_space_that_is_given(solver):
 
 
 @BOTH
+def test_a_null_space_that_is_none(solver):
+    """The solution is orthogonal to it and leaves a residual; a null space right to rounding is accepted."""
+    values, right = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 2.0, 1.0])
+    solution = solver(lambda v: values * v, right, null_space=[jnp.ones(3)])
+    assert int(solution.status) == Status.OUT_OF_RANGE
+    assert float(solution.residual_norm) > 0.1
+    # a smooth right-hand side: its product is far smaller than the operator
+    ring = lambda v: 2 * v - jnp.roll(v, 1) - jnp.roll(v, -1)
+    smooth = jnp.asarray(np.cos(2 * np.pi * np.arange(2000) / 2000))
+    rough = jnp.ones(2000) + 1e-10 * jnp.asarray(_vector(2000))
+    solution = solver(ring, smooth, null_space=[rough])
+    assert int(solution.status) == Status.OK
+
+
+@pytest.mark.parametrize(
+    ("solver", "dtype", "size", "right"),
+    [(minres, "float64", 1e300, 1e-8), (conjugate_gradient, "float32", 1e20, 1e-18)],
+)
+def test_a_solution_near_the_smallest_number(solver, dtype, size, right):
+    """Differences of such an x underflow, and x does not; a right-hand side far smaller makes it."""
+    size = jnp.asarray(size, dtype)
+    operator = lambda v: size * (2 * v - jnp.pad(v[1:], (0, 1)) - jnp.pad(v[:-1], (1, 0)))
+    solve = lambda right: solver(operator, right)
+    i = np.arange(1, 41)
+    b = jnp.full(40, right, dtype)
+    solution = solve(b)
+    assert int(solution.status) == Status.OK
+    assert float(solution.residual_norm) <= (1e-9 if dtype == "float64" else 1e-4) * float(jnp.linalg.norm(b))
+    exact = np.float64(right) / float(size) * (i * (41 - i) / 2)
+    np.testing.assert_allclose(np.asarray(solution.x, float), exact, rtol=1e-8 if dtype == "float64" else 1e-3)
+    lost = solve(b * jnp.asarray(1e-4, dtype))
+    assert int(lost.status) == Status.INACCURATE
+    assert float(lost.residual_norm) > 1e-4 * right
+
+
+@BOTH
 def test_a_null_space_that_is_not_given(solver):
     """Harmless for a right-hand side in the range; said, and soon, for one that is not."""
     matrix, _ = _with_eigenvalues(np.linspace(0, 100, 60))

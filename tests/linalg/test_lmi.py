@@ -123,6 +123,27 @@ def test_units_of_the_inequalities_change_no_margin(unit):
     np.testing.assert_allclose(np.einsum("m,mij->ij", solution.v * unit, basis), np.eye(4) / 4, atol=1e-8)
 
 
+@pytest.mark.parametrize(("dtype", "factors"), [("float64", [1, 1e4, 1e8, 1e12]), ("float32", [1, 1e2, 1e4, 1e8])])
+def test_units_of_the_unknowns_change_no_margin(dtype, factors):
+    factors = np.asarray(factors)
+    units = np.stack([np.ones(4), factors, 1 / factors], 1)
+    matrices = np.array([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]])
+    solution = maximize_margin([jnp.asarray(units[..., None, None] * matrices, dtype)])
+    tolerance = 1e-9 if dtype == "float64" else 1e-4
+    np.testing.assert_array_equal(solution.status, Status.OK)
+    np.testing.assert_allclose(solution.margin, 0.5, rtol=tolerance)
+    np.testing.assert_allclose(solution.upper_bound, 0.5, rtol=tolerance)
+    np.testing.assert_allclose(np.asarray(solution.v) * units, [[0.5, 0, 0.5]] * 4, atol=tolerance)
+    # the derivative of the margin in F, by the duals: that of the smallest eigenvalue is I / 2, over the trace's
+    np.testing.assert_allclose(solution.duals[0], np.broadcast_to(np.eye(2) / 2, (4, 2, 2)), atol=tolerance)
+
+
+def test_a_solution_beyond_the_range_is_said():
+    """Of v F = 1 in float32 with F near the largest number: v is below the smallest."""
+    solution = maximize_margin([], jnp.full((1, 1), 3e38, jnp.float32))
+    assert int(solution.status) == Status.INACCURATE
+
+
 def test_a_derivative_raises():
     blocks = jnp.asarray(_symmetric_basis(4))
     with pytest.raises(TypeError, match="maximize_margin: an inequality is differentiated"):
@@ -159,6 +180,9 @@ def test_members_do_not_depend_on_the_chunks():
     ("call", "error", "message"),
     [
         (lambda: maximize_margin([]), ValueError, "blocks is empty"),
+        (lambda: maximize_margin(jnp.ones((2, 3, 3))), TypeError, "blocks is a .*, expected a list"),
+        (lambda: maximize_margin(None), TypeError, "blocks is a NoneType"),
+        (lambda: maximize_margin([jnp.ones((3, 3))]), ValueError, r"blocks\[0\] is of shape \(3, 3\)"),
         (lambda: maximize_margin([jnp.ones((2, 3, 4))]), ValueError, r"blocks\[0\] is of shape"),
         (lambda: maximize_margin([jnp.ones((2, 3, 3), int)]), TypeError, r"blocks\[0\] is of dtype int"),
         (lambda: maximize_margin([jnp.ones((2, 3, 3), complex)]), TypeError, r"blocks\[0\] is of dtype complex"),
