@@ -253,7 +253,7 @@ def check_velocity(function: str, argument: str, value: Any, grid: Grid, boundar
 
 def as_solid(function: str, solid: ArrayLike, grid: Grid) -> Array:
     """The mask as a boolean array of the grid's shape."""
-    mask = solid if isinstance(solid, jax.Array) else np.asarray(solid)
+    mask: Any = solid if isinstance(solid, jax.Array) else np.asarray(solid)
     if mask.dtype != bool:
         arguments.refuse(
             function, "solid", f"of dtype {mask.dtype}", "booleans, True in the solid",
