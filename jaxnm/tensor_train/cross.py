@@ -121,9 +121,9 @@ def from_function(
       NONFINITE_INPUT: f was NaN or infinite somewhere.
       OUT_OF_RANGE: a traced `initial` has an index that the shape does not have; it was moved to the nearest one.
       NOT_CONVERGED: check_error is above 10 tol, because max_rank is too small (`saturated`), or the sweeps too few, or
-        the function too rough.
+      the function too rough.
       UNEXPLORED: of 384 uniform indices that gave no pivots, fewer than 8 have a value above tol |best_value|, so that
-        the check says next to nothing of where f is large. All sweeps were made then, for the searches between them.
+      the check says next to nothing of where f is large. All sweeps were made then, for the searches between them.
 
     After every sweep 512 indices are looked at, 128 of them continuations and changes of pivots; coordinate searches
     start from the largest errors and values. What none of these meets, such as a peak of a single entry, no method can

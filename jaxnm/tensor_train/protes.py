@@ -99,9 +99,9 @@ def protes(
     Status:
       UNEXPLORED: f was infinite wherever it was seen: no index is feasible as far as is known.
       NONFINITE_RESULT: f was NaN somewhere; the best is that of its other values. Infinity is no failure: it says that
-        an index is infeasible, and minus infinity is the best value there is.
+      an index is infeasible, and minus infinity is the best value there is.
       OUT_OF_RANGE: `initial` has negative or non-finite cores, or no probability anywhere; nothing is reported. Or
-        learning_rate is not positive.
+      learning_rate is not positive.
 
     Cost: a step takes batch calls of f and about 5 batch d n R^2 multiplications; compile time does not grow with d.
     Not differentiable. vmap over keys or args runs searches side by side.

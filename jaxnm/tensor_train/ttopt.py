@@ -96,9 +96,9 @@ def ttopt(
     Status:
       UNEXPLORED: f was infinite wherever it was seen: no index is feasible as far as is known.
       NONFINITE_RESULT: f was NaN somewhere; the best is that of its other values. Infinity is no failure: it says that
-        an index is infeasible, and minus infinity is the best value there is.
+      an index is infeasible, and minus infinity is the best value there is.
       OUT_OF_RANGE: `initial` has an index that its mode does not have; it was moved to the nearest one. Or scale is not
-        positive.
+      positive.
 
     Cost: a sweep is d - 1 blocks; compile time does not grow with d; (d + 1) R d integers are kept.
     Not differentiable. vmap over keys or args runs searches side by side.
