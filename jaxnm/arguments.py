@@ -161,7 +161,7 @@ def check_number(
 ) -> None:
     """Refuse a Python number outside its range, or not finite, and text; arrays, tracers and None pass."""
     if isinstance(value, str | bytes):
-        refuse(function, argument, repr(value), expected, remedy, error=TypeError)
+        refuse(function, argument, f"of type {type(value).__name__}", expected, remedy, error=TypeError)
     if is_number(value) and not (math.isfinite(value) and condition(float(value))):
         refuse(function, argument, repr(value), expected, remedy)
 

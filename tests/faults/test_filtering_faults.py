@@ -97,7 +97,7 @@ def _ranges(changed=None, actions=None, **options):
         (lambda: _filter(mask=jnp.ones(3)), ValueError, "dtype float64, expected .3. booleans"),
         (lambda: _filter(mask="x"), TypeError, "particle_filter: mask is a str, expected .3. booleans"),
         (lambda: _filter(mask=[True, None, True]), TypeError, "particle_filter: mask is a list, expected .3. booleans"),
-        (lambda: filtering.soft_resample(_key, _clouds[0], "x"), TypeError, "soft_resample: alpha is a str"),
+        (lambda: filtering.soft_resample(_key, _clouds[0], "x"), TypeError, "soft_resample: alpha is of type str"),
         (lambda: filtering.soft_resample(_key, _clouds[0], jnp.asarray(0.5j)), TypeError, "alpha is of dtype complex"),
         (lambda: filtering.genealogy(None), TypeError, "genealogy: result is a NoneType, expected a FilterResult"),
         (lambda: filtering.smoothed_mean(None), TypeError, "smoothed_mean: result is a NoneType"),
