@@ -102,13 +102,15 @@ def curvature_bounds() -> tuple[float, float]:
 
 
 def run(problem: Problem, factory: Factory, learning_rate: float) -> tuple[fo.StateSpace, float, Array]:
-    """Method, observed rate and deviations of a run from zero that is long enough to see the rate."""
-    method = fo.from_optax(factory(learning_rate)).method
+    """Method, observed rate and deviations, in its units, of a run from zero that is long enough to see the rate."""
+    found = fo.from_optax(factory(learning_rate))
+    method = found.method
     rate = float(fo.quadratic_rate(method, problem.spectrum.mu, problem.spectrum.L))
     start = jnp.zeros_like(problem.solution)
     longer = problem._replace(num_steps=int(np.ceil(np.log(1e-15) / np.log(rate))))
     limit = jnp.zeros((method.num_states, start.size)).at[0].set(problem.solution.ravel())
-    deviations = runner(longer, factory)(learning_rate, start, factory(learning_rate).init(start)) - limit
+    states = runner(longer, factory)(learning_rate, start, factory(learning_rate).init(start))
+    deviations = (states - limit) * found.state_units[:, None]
     distances = np.linalg.norm(deviations[:, 0], axis=-1)
     return method, fitted_rate(distances[late_window(distances, float(jnp.linalg.norm(start - limit[0])))]), deviations
 
