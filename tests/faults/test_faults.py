@@ -1,4 +1,4 @@
-"""Bad input of every kind ends within ten seconds with the documented error, status or NaN, and harms no neighbour."""
+"""Bad input of every kind ends soon with the documented error, status or NaN, and harms no neighbour."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Bad input to jaxnm.filtering ends within ten seconds with the documented error, status or NaN, and harms nothing."""
+"""Bad input to jaxnm.filtering ends soon with the documented error, status or NaN, and harms nothing."""
 
 from functools import partial
 

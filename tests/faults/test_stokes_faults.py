@@ -1,4 +1,4 @@
-"""Bad input to jaxnm.stokes ends within ten seconds with the documented error or status."""
+"""Bad input to jaxnm.stokes ends soon with the documented error or status."""
 
 from functools import partial
 

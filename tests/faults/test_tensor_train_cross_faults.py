@@ -1,4 +1,4 @@
-"""Bad input to cross approximation ends within ten seconds with the documented error or status."""
+"""Bad input to cross approximation ends soon with the documented error or status."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Bad input to jaxnm.tensor_train ends within ten seconds with the documented error or NaN, and harms nothing."""
+"""Bad input to jaxnm.tensor_train ends soon with the documented error or NaN, and harms nothing."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Bad input to the optimizers on tensor trains ends within ten seconds with the documented error or status."""
+"""Bad input to the optimizers on tensor trains ends soon with the documented error or status."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Bad input to quantics, sampling, extremes and files ends within ten seconds with the documented error or value."""
+"""Bad input to quantics, sampling, extremes and files ends soon with the documented error or value."""
 
 from functools import partial
 

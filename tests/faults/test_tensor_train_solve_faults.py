@@ -1,4 +1,4 @@
-"""Bad linear systems in train form end within ten seconds with the documented error, status or NaN."""
+"""Bad linear systems in train form end soon with the documented error, status or NaN."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Bad input to singular_values ends within ten seconds with the documented error or NaN."""
+"""Bad input to singular_values ends soon with the documented error or NaN."""
 
 import jax
 import jax.numpy as jnp
