@@ -4,9 +4,10 @@ Every message reads the same way: function, argument, what was got, what was exp
 cannot be checked here; what the functions do with a bad one is in their docstrings (NaN, or a status).
 """
 
+import contextlib
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeGuard, TypeVar
 
@@ -50,7 +51,7 @@ def to_arrays(function: str, **arguments: ArrayLike) -> list[Array]:
         if isinstance(value, list | tuple):
             value = _stacked(function, name, value)
         values.append(value)
-        if not _is_numeric(value):
+        if not is_numeric(value):
             got = f"a {type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
             refuse(function, name, got, "an array of numbers", "use jnp.asarray(...)", error=TypeError)
         if isinstance(value, _Weak) or _is_python_number(value):
@@ -77,7 +78,7 @@ class _Weak(np.ndarray):
     """Made of Python numbers alone, so that its dtype is nobody's choice."""
 
 
-def _is_numeric(value: Any) -> bool:
+def is_numeric(value: Any) -> bool:
     """Whether JAX can make an array of it without losing anything: no strings and objects, no mask."""
     if isinstance(value, np.ma.MaskedArray):
         return False
@@ -99,7 +100,7 @@ def _stacked(function: str, name: str, value: list[Any] | tuple[Any, ...]) -> An
         if all(_is_python_number(leaf) for leaf in leaves):
             wide = complex if any(isinstance(leaf, complex) for leaf in leaves) else float
             return np.asarray(value, wide).view(_Weak)
-        if all(_is_numeric(leaf) for leaf in leaves):
+        if all(is_numeric(leaf) for leaf in leaves):
             return jnp.asarray(value)
     except (TypeError, ValueError):
         pass
@@ -121,6 +122,21 @@ def check_dtype(function: str, argument: str, dtype: Any) -> None:
         )  # fmt: skip
 
 
+def float_dtype(function: str, dtype: Any, *, real: bool = True) -> Any:
+    """The dtype meant by an argument `dtype`: `float` is the default one, and what is no floating one is refused."""
+    found = None
+    if isinstance(dtype, type | np.dtype | str):
+        with contextlib.suppress(TypeError):
+            found = jnp.result_type(np.dtype(dtype))
+    if found is None:
+        got = repr(dtype) if isinstance(dtype, str) else f"a {type(dtype).__name__}"
+        refuse(function, "dtype", got, "a floating dtype", "pass jnp.float32 or jnp.float64", error=TypeError)
+    if real and jnp.issubdtype(found, jnp.complexfloating):
+        refuse(function, "dtype", str(found), "a real dtype", "pass jnp.float32 or jnp.float64", error=TypeError)
+    check_dtype(function, "dtype", found)
+    return found
+
+
 def complex_dtype(dtype: Any) -> Any:
     """The complex dtype of the same precision: complex128 for float64, complex64 below."""
     return np.result_type(dtype, np.complex64)
@@ -137,6 +153,14 @@ def check_shape(
     """Refuse an array whose shape does not satisfy `condition`; `expected` says the shape in words."""
     if not condition(array.shape):
         refuse(function, argument, f"of shape {array.shape}", expected, remedy)
+
+
+def check_batch(function: str, argument: str, array: Array, expected: str, *batches: tuple[int, ...]) -> None:
+    """Refuse an array whose batch shape, the first of `batches`, does not broadcast with the others."""
+    try:
+        np.broadcast_shapes(*batches)
+    except ValueError:
+        refuse(function, argument, f"of shape {array.shape}", expected, "see the shapes in its docstring")
 
 
 def check_square(function: str, argument: str, array: Array) -> None:
@@ -157,13 +181,47 @@ def check_real(function: str, argument: str, array: Array) -> None:
 
 
 def check_number(
-    function: str, argument: str, value: Any, expected: str, condition: Callable[[float], bool], remedy: str
+    function: str,
+    argument: str,
+    value: Any,
+    expected: str,
+    condition: Callable[[float], bool],
+    remedy: str,
+    *,
+    scalar: bool = True,
 ) -> None:
-    """Refuse a Python number outside its range, or not finite, and text; arrays, tracers and None pass."""
-    if isinstance(value, str | bytes):
+    """Refuse what is no real scalar, and a Python number outside its range or not finite; `scalar=False` for arrays.
+
+    With `scalar=False` everything but text and Python numbers passes, as `to_arrays` looks at it next.
+    """
+    if isinstance(value, str | bytes) or (scalar and not is_numeric(value)):
         refuse(function, argument, f"of type {type(value).__name__}", expected, remedy, error=TypeError)
     if is_number(value) and not (math.isfinite(value) and condition(float(value))):
         refuse(function, argument, repr(value), expected, remedy)
+    if scalar and np.iscomplexobj(value):
+        refuse(function, argument, "complex", expected, remedy, error=TypeError)
+    if scalar and np.shape(value) != ():
+        refuse(function, argument, f"of shape {np.shape(value)}", f"a scalar {expected}", "use jax.vmap for several")
+
+
+def check_option(function: str, argument: str, value: Any, options: Collection[str], remedy: str) -> None:
+    """Refuse what is none of the strings."""
+    if not isinstance(value, str) or value not in options:
+        got = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+        refuse(function, argument, got, f"one of {tuple(options)}", remedy)
+
+
+def check_flag(function: str, argument: str, value: Any) -> None:
+    """Refuse what is no Python or NumPy truth value: it decides which program is traced."""
+    if not isinstance(value, bool | np.bool_):
+        got, remedy = f"of type {type(value).__name__}", "pass True or False, and mark it static where you jit"
+        refuse(function, argument, got, "a Python bool (it is static)", remedy, error=TypeError)
+
+
+def check_callable(function: str, argument: str, value: Any, remedy: str) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        refuse(function, argument, f"a {type(value).__name__}", "a function", remedy, error=TypeError)
 
 
 def check_count(function: str, argument: str, value: Any, *, minimum: int = 0) -> None:
@@ -179,6 +237,68 @@ def check_count(function: str, argument: str, value: Any, *, minimum: int = 0) -
         )
     if value < minimum:
         refuse(function, argument, repr(value), f"an int >= {minimum}", "pass a larger count")
+
+
+def check_axis(function: str, argument: str, axis: Any, ndim: int) -> None:
+    """Refuse what is no axis of an array of `ndim` axes."""
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer) or axis not in range(-ndim, ndim):
+        got = repr(axis) if is_number(axis) else f"a {type(axis).__name__}"
+        choices = f"an int from {-ndim} to {ndim - 1}" if ndim else "an axis of an array that has one"
+        refuse(function, argument, got, choices, "see its docstring")
+
+
+def check_cap(function: str, argument: str, value: Any, *, minimum: int = 0) -> None:
+    """Refuse a cap on a number of steps that is no integer, or below `minimum`; it may be a traced scalar."""
+    if not isinstance(value, jax.Array):
+        check_count(function, argument, value, minimum=minimum)
+    elif value.shape != () or not jnp.issubdtype(value.dtype, jnp.integer):
+        got = f"of dtype {value.dtype} and shape {value.shape}"
+        refuse(function, argument, got, "an integer scalar", "use jax.vmap for several", error=TypeError)
+    elif not isinstance(value, jax.core.Tracer):
+        check_count(function, argument, int(value), minimum=minimum)
+
+
+def to_integers(function: str, argument: str, value: Any, remedy: str) -> Array:
+    """An array of integers, of the dtype that it has; a list of them too."""
+    if isinstance(value, list | tuple):
+        leaves = jax.tree.leaves(value)
+        whole = bool(leaves) and all(isinstance(leaf, int | np.integer) for leaf in leaves)
+        value = _stacked(function, argument, value)
+        value = value.astype(int) if whole else value
+    if not is_numeric(value):
+        refuse(function, argument, f"a {type(value).__name__}", "an array of integers", remedy, error=TypeError)
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        refuse(function, argument, f"of dtype {array.dtype}", "integers", remedy, error=TypeError)
+    return array
+
+
+def check_list(function: str, argument: str, value: Any, one: str) -> None:
+    """Refuse what is no sequence of at least one; `one` says of what, and how many."""
+    is_array = isinstance(value, np.ndarray | jax.Array) and value.ndim > 0
+    if isinstance(value, str) or not (is_array or isinstance(value, Sequence)):
+        got = f"a {type(value).__name__}"
+        refuse(function, argument, got, f"a list of {one}", "put it into a list", error=TypeError)
+    if len(value) == 0:
+        refuse(function, argument, "empty", "at least one", f"give {one}")
+
+
+def check_tuple(function: str, argument: str, value: Any) -> None:
+    """Refuse what is no tuple of further arguments."""
+    if not isinstance(value, tuple | list):
+        remedy = f"write ({argument},)"
+        refuse(function, argument, f"a {type(value).__name__}", "a tuple", remedy, error=TypeError)
+
+
+def shape_of_value(function: str, argument: str, f: Any, *operands: Any, remedy: str) -> Any:
+    """Shapes and dtypes of what a user's function returns; refused if it is none, or needs numbers that are known."""
+    check_callable(function, argument, f, "pass a function")
+    try:
+        return jax.eval_shape(f, *operands)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as found:
+        reason = str(found).partition("\n")[0]
+        message = f"{function}: {argument} needs values while it is traced, expected jax.numpy throughout; {remedy}"
+        raise TypeError(f"{message} ({reason})") from found
 
 
 def check_key(function: str, key: Any, *, argument: str = "key") -> None:
@@ -209,9 +329,7 @@ def hoist_tracers(name: str, argument: str, function: Callable[..., Any], *like:
     Raises:
       TypeError: something that cannot be called.
     """
-    if not callable(function):
-        got, remedy = f"a {type(function).__name__}", "pass lambda v: matrix @ v for a matrix"
-        refuse(name, argument, got, "a function", remedy, error=TypeError)
+    check_callable(name, argument, function, "pass lambda v: matrix @ v for a matrix")
     leaves = jax.tree.leaves(function) if isinstance(function, Partial) else []
     # a function made here, for which no cache outlives this call
     program, shapes = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*like)

@@ -5,7 +5,8 @@ Codes are never reused. Inside a transformation a status is data; outside, `rais
 """
 
 import enum
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -122,8 +123,13 @@ def first_failing(*conditions: tuple[Bool[ArrayLike, "..."], Status]) -> Int32[A
       >>> int(first_failing((False, Status.NONFINITE_INPUT), (True, Status.NOT_STABLE)))
       3
     """
+    return _first(tuple(condition for condition, _ in conditions), tuple(int(code) for _, code in conditions))
+
+
+@partial(jax.jit, static_argnums=1, inline=True)
+def _first(conditions: tuple[Any, ...], codes: tuple[int, ...]) -> Array:
     status = jnp.int32(Status.OK)
-    for condition, code in reversed(conditions):
+    for condition, code in zip(reversed(conditions), reversed(codes), strict=True):
         status = jnp.where(condition, jnp.int32(code), status)
     return status
 
@@ -135,6 +141,11 @@ def merge(*statuses: Int32[ArrayLike, "..."]) -> Int32[Array, "..."]:
       >>> int(merge(jnp.int32(Status.OK), jnp.int32(Status.NOT_STABLE), jnp.int32(Status.NONFINITE_INPUT)))
       3
     """
+    return _merged(statuses)
+
+
+@partial(jax.jit, inline=True)
+def _merged(statuses: tuple[Any, ...]) -> Array:
     merged = jnp.int32(Status.OK)
     for status in reversed(statuses):
         merged = jnp.where(jnp.asarray(status) != jnp.int32(Status.OK), status, merged)

@@ -1,9 +1,11 @@
 """Pytree utilities that `jax.tree` and `optax.tree` lack. The vector-space operations are `optax.tree`'s."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
 from jaxnm import arguments
@@ -16,10 +18,14 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
       >>> bool(all_finite({"a": jnp.ones(3), "count": 7, "b": jnp.array(jnp.inf)}))
       False
     """
+    return _all_finite([leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)])
+
+
+@partial(jax.jit, inline=True)
+def _all_finite(leaves: list[Any]) -> Array:
     finite = jnp.array(True)
-    for leaf in jax.tree.leaves(tree):
-        if is_floating(leaf):
-            finite = finite & jnp.all(jnp.isfinite(leaf))
+    for leaf in leaves:
+        finite = finite & jnp.all(jnp.isfinite(leaf))
     return finite
 
 
@@ -40,12 +46,12 @@ def check_same_structure(function: str, **trees: Any) -> None:
     for name, tree in others:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         for (path, leaf), (other_path, other) in zip(reference, leaves, strict=False):
-            if path != other_path or jnp.shape(leaf) != jnp.shape(other):
+            if path != other_path or np.shape(leaf) != np.shape(other):
                 arguments.refuse(
                     function,
                     name + jax.tree_util.keystr(other_path),
-                    f"of shape {jnp.shape(other)}",
-                    f"the shape {jnp.shape(leaf)} of {first_name}{jax.tree_util.keystr(path)}",
+                    f"of shape {np.shape(other)}",
+                    f"the shape {np.shape(leaf)} of {first_name}{jax.tree_util.keystr(path)}",
                     "pass trees of one structure",
                 )
         if jax.tree.structure(first) != jax.tree.structure(tree):

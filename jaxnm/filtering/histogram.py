@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int32
 
 from jaxnm import arguments
-from jaxnm.filtering.worlds import World, check_scales, is_free, log_likelihood_of_ranges, nearest_ranges
+from jaxnm.filtering.worlds import (
+    World,
+    check_is_world,
+    check_scales,
+    is_free,
+    log_likelihood_of_ranges,
+    nearest_ranges,
+)
 from jaxnm.linalg.factorizations import einsum
 from jaxnm.status import Status, first_failing
 
@@ -75,6 +82,7 @@ def histogram_filter(
       True
     """
     function = "histogram_filter"
+    check_is_world(function, world)
     if not isinstance(observations, tuple | list) or len(observations) != 2:
         arguments.refuse(
             function, "observations", f"a {type(observations).__name__}", "a pair", "pass (ranges, actions)"

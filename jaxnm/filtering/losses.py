@@ -118,6 +118,7 @@ def elbo_loss(
     positive = lambda value: value > 0
     arguments.check_number("elbo_loss", "scale", scale, "positive", positive, "1 is the published one")
     scale = arguments.constant(scale, predictions.dtype)
+    arguments.check_flag("elbo_loss", "weighted", weighted)
     if not weighted:
         return _published_elbo(predictions, poses, size, scale, decay, heading_weight, heading)
     if log_weights is None:
@@ -144,7 +145,9 @@ def _checked(
     name = "prediction" if ndim == 3 else "predictions"
     (predictions,) = arguments.to_arrays(function, **{name: predictions})
     dtype = predictions.dtype
-    poses, size = (array.astype(dtype) for array in arguments.to_arrays(function, poses=poses, size=size))
+    poses, size = arguments.to_arrays(function, poses=poses, size=size)
+    arguments.check_real(function, "poses or size", poses)
+    poses, size = poses.astype(dtype), size.astype(dtype)
     arguments.check_shape(
         function,
         name,
@@ -157,8 +160,7 @@ def _checked(
     arguments.check_shape(function, "size", size, "[2]", lambda shape: shape == (2,), "give (nx, ny)")
     arguments.check_number(function, "decay", decay, "finite", lambda value: True, "0 weighs all times equally")
     arguments.check_number(function, "heading_weight", heading_weight, ">= 0", lambda value: value >= 0, "try 0.1")
-    if heading not in _HEADINGS:
-        arguments.refuse(function, "heading", repr(heading), f"one of {_HEADINGS}", "use 'circle'")
+    arguments.check_option(function, "heading", heading, _HEADINGS, "use 'circle'")
     return [predictions, poses, size, *(arguments.constant(value, dtype) for value in (decay, heading_weight))]
 
 

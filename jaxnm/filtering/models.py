@@ -80,7 +80,9 @@ def observed_log_density(
       >>> float(observed_log_density(lambda y: -0.5 * (y - 1.0) ** 2, jnp.array([2.0, jnp.nan])))
       -0.5
     """
+    arguments.check_callable("observed_log_density", "log_density", log_density, "pass a function of the observation")
     (values,) = arguments.to_arrays("observed_log_density", observation=observation)
+    arguments.check_real("observed_log_density", "observation", values)
     present, filled = _filled(values)
     return _sum_of_present(log_density(filled), present)
 

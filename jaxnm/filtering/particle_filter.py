@@ -108,7 +108,7 @@ def particle_filter(
     )
     if history not in _HISTORIES:
         arguments.refuse(name, "history", repr(history), f"one of {_HISTORIES}", "use 'none'")
-    check_flag(name, "checkpoint", checkpoint)
+    arguments.check_flag(name, "checkpoint", checkpoint)
     observations, observed = check_observations(name, model, observations, mask)
     options = Options(resampling, gradient)
     return _particle_filter(
@@ -231,18 +231,8 @@ def known_model(name: str, model: Any) -> StateSpaceModel:
 
 
 def _known_function(name: str, argument: str, value: Any) -> Partial:
-    if not callable(value):
-        got = f"of type {type(value).__name__}"
-        arguments.refuse(name, argument, got, "a function", "see StateSpaceModel", error=TypeError)
+    arguments.check_callable(name, argument, value, "see StateSpaceModel")
     return known(value)
-
-
-def check_flag(name: str, argument: str, value: Any) -> None:
-    """Refuse what is not a Python or NumPy truth value."""
-    if not isinstance(value, bool | np.bool_):
-        got = f"of type {type(value).__name__}"
-        remedy = "pass True or False, and mark it static where you jit"
-        arguments.refuse(name, argument, got, "a Python bool (it is static)", remedy, error=TypeError)
 
 
 def check_options(
@@ -301,6 +291,7 @@ def _tree_of_arrays(name: str, tree: Any) -> Any:
             arguments.refuse(name, "observations", got, expected, remedy, error=TypeError)
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             arguments.refuse(name, "observations", "with a key", expected, remedy, error=TypeError)
+        arguments.check_real(name, "observations", array)
         return array
 
     def is_leaf(part: Any) -> bool:
@@ -308,6 +299,8 @@ def _tree_of_arrays(name: str, tree: Any) -> Any:
         is_array = isinstance(part, list) and not any(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
         return part is None or (is_array and len(leaves) > 0)
 
+    if not jax.tree.leaves(tree, is_leaf=is_leaf):
+        arguments.refuse(name, "observations", "a tree without leaves", "numbers or arrays", "NaN is missing")
     return jax.tree.map(convert, tree, is_leaf=is_leaf)
 
 

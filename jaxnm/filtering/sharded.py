@@ -88,6 +88,7 @@ def sharded_particle_filter(
     Raises:
       ValueError: as `particle_filter`, and no such axis, an N that is no multiple of D or below D^2.
       TypeError: a key that is not typed, a model or a mesh that is none.
+      A batch of symbolic size cannot be exported: JAX does not lower its collectives.
 
     Status:
       As `particle_filter`, the same on all devices. DEGENERATE only where no particle of any device could explain an

@@ -10,7 +10,6 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from jaxnm import arguments
 from jaxnm.filtering.cells import CellOutput, ParticleCell, check_counts, check_inputs, check_precision, check_world
-from jaxnm.filtering.particle_filter import check_flag
 from jaxnm.filtering.particle_steps import KEPT, linear, zero_where_missing
 
 _KINDS = ("gru", "lstm")
@@ -115,6 +114,9 @@ def initial_particles(key: Key[Array, ""], cell: Cell, batch: int, num_particles
     arguments.check_key("initial_particles", key)
     arguments.check_count("initial_particles", "batch", batch)
     arguments.check_count("initial_particles", "num_particles", num_particles, minimum=1)
+    if not hasattr(cell, "initial_carry"):
+        got = f"of type {type(cell).__name__}"
+        arguments.refuse("initial_particles", "cell", got, "a cell", "make a PFGRUCell or MePFRNN", error=TypeError)
     return cell.initial_carry(key, int(batch), int(num_particles))
 
 
@@ -161,10 +163,18 @@ def unroll(
     """
     arguments.check_key("unroll", key)
     arguments.check_count("unroll", "num_particles", num_particles, minimum=1)
+    if not isinstance(graphdef, nnx.GraphDef):
+        got = f"of type {type(graphdef).__name__}"
+        arguments.refuse("unroll", "graphdef", got, "a GraphDef", "use nnx.split(cell)", error=TypeError)
+    leaves = jax.tree.leaves(params)
+    if not leaves or not all(map(arguments.is_numeric, leaves)):
+        arguments.refuse(
+            "unroll", "params", f"a {type(params).__name__}", "a tree of arrays", "use nnx.split(cell)", error=TypeError
+        )
     (inputs,) = arguments.to_arrays("unroll", inputs=inputs)
     arguments.check_shape("unroll", "inputs", inputs, "[T, B, features]", lambda shape: len(shape) == 3)
     beacons, size = check_world("unroll", beacons, size, inputs.dtype)
-    check_flag("unroll", "checkpoint", checkpoint)
+    arguments.check_flag("unroll", "checkpoint", checkpoint)
     return _unroll(graphdef, params, inputs, key, beacons, size, int(num_particles), bool(checkpoint))
 
 

@@ -282,6 +282,7 @@ def is_free(world: World, positions: Float[ArrayLike, "*batch 2"]) -> Bool[Array
       >>> is_free(maze10(), jnp.array([[0.5, 0.5], [1.5, 1.5], [-0.1, 5.0]])).tolist()
       [True, False, False]
     """
+    check_is_world("is_free", world)
     (positions,) = arguments.to_arrays("is_free", positions=positions)
     _check_points("is_free", positions)
     return _is_free(world.blocked, positions)
@@ -404,15 +405,12 @@ def simulate(
     arguments.check_key("simulate", key)
     arguments.check_count("simulate", "num_trajectories", num_trajectories, minimum=1)
     arguments.check_count("simulate", "num_steps", num_steps, minimum=1)
+    check_is_world("simulate", world)
     _check_num_ranges("simulate", num_ranges, len(world.beacons))
     noise = {"speed": speed, "speed_noise": speed_noise, "heading_noise": heading_noise, "range_noise": range_noise}
     for name, value in noise.items():
         arguments.check_number("simulate", name, value, ">= 0", lambda number: number >= 0, "pass its size")
     noise = [arguments.constant(value, world.beacons.dtype) for value in noise.values()]
-    for name, value in zip(("speed", "speed_noise", "heading_noise", "range_noise"), noise, strict=True):
-        arguments.check_shape(
-            "simulate", name, value, "a scalar", lambda shape: shape == (), "use jax.vmap for several"
-        )
     remedy = "differentiate the evidence of localization_model by its parameters instead"
     beacons, noise = arguments.without_derivative("simulate", "an argument", (world.beacons, noise), remedy=remedy)
     world = dataclasses.replace(world, beacons=beacons)
@@ -529,6 +527,7 @@ def localization_model(
       (0.0, -inf)
     """
     function = "localization_model"
+    check_is_world(function, world)
     _check_num_ranges(function, num_ranges, len(world.beacons))
     range_scale, jitter = check_scales(function, world, range_scale, jitter)
     return StateSpaceModel(
@@ -540,13 +539,19 @@ def localization_model(
     )
 
 
+def check_is_world(function: str, world: Any) -> None:
+    """Refuse what is no `World`."""
+    if not isinstance(world, World):
+        got = f"of type {type(world).__name__}"
+        arguments.refuse(function, "world", got, "a World", "use maze10(), or world_from_map(...)", error=TypeError)
+
+
 def check_scales(function: str, world: World, range_scale: Any, jitter: Any) -> tuple[Array, Array]:
     """Both as scalars of the dtype of the beacons; refused where they are known and not positive."""
     scalars = []
     for name, value in (("range_scale", range_scale), ("jitter", jitter)):
         arguments.check_number(function, name, value, "> 0", lambda number: number > 0, "pass a standard deviation")
         scalars.append(arguments.constant(value, world.beacons.dtype))
-        arguments.check_shape(function, name, scalars[-1], "a scalar", lambda shape: shape == ())
     return scalars[0], scalars[1]
 
 

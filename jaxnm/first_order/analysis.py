@@ -123,7 +123,7 @@ def analyze(
       >>> round(float(analyze(optimal_heavy_ball(1.0, 9.0), (1.0, 9.0)).rate), 4)
       0.5
     """
-    flags = (jnp.array(False), jnp.array(False))
+    flags = (arguments.constant(False, bool), arguments.constant(False, bool))
     if isinstance(method, optax.GradientTransformation):
         linearization = from_optax(method, warmup_steps=warmup_steps)
         method, flags = linearization.method, (linearization.time_varying, linearization.stochastic)
@@ -180,6 +180,8 @@ def analyze_learning_rates(
         "[batch] with batch >= 1",
         lambda shape: len(shape) == 1 and shape[0] > 0,
     )
+    remedy = "pass optax.sgd, or a function from a learning rate to a transformation"
+    arguments.check_callable("analyze_learning_rates", "factory", factory, remedy)
     linearization, measurement = jax.vmap(
         lambda rate: linearize("analyze_learning_rates", factory(rate), warmup_steps)
     )(learning_rates)
@@ -209,7 +211,7 @@ class _Curvatures:
 
 
 def _curvatures(function: str, spectrum: Any, dtype: Any) -> _Curvatures:
-    status = jnp.int32(Status.OK)
+    status = arguments.constant(Status.OK, jnp.int32)
     if isinstance(spectrum, Spectrum):
         return _Curvatures(spectrum.eigenvalues, spectrum.weights, spectrum.status, False, spectrum.dimension)
     if isinstance(spectrum, tuple):
@@ -217,7 +219,7 @@ def _curvatures(function: str, spectrum: Any, dtype: Any) -> _Curvatures:
             arguments.refuse(function, "spectrum", f"a tuple of {len(spectrum)}", "a pair (mu, L)", "pass an array")
         check_curvatures(function, *spectrum, positive=False)
         mu, L = (
-            jnp.asarray(end, dtype) if arguments.is_number(end) else arguments.to_arrays(function, spectrum=end)[0]
+            arguments.constant(end, dtype) if arguments.is_number(end) else arguments.to_arrays(function, spectrum=end)[0]
             for end in spectrum
         )
         for end, array in (("mu", mu), ("L", L)):

@@ -87,7 +87,7 @@ def certify_rate(
     Only `rate` and `quadratic_rate` have derivatives. Those of `Q`, `q`, `multipliers` and `margin` are zero by
     construction: these are returned as constants. `rate` is differentiable in the method, mu and L where the optimal
     multipliers are unique, by the envelope theorem, at the cost of a few products; one-sided at kinks, such as the
-    optimal step of gradient descent. First order only: a second derivative raises TypeError.
+    optimal step of gradient descent; to some four digits. First order only: a second derivative raises TypeError.
     In float32 the rate is above by a per cent of 1 - rate at a condition number of 10 and a fifth at 100, INACCURATE;
     claims need float64.
     Source: Taylor, Van Scoy, Lessard, ICML 2018 (arXiv:1803.06073), theorem 3; the inequalities: Taylor, Hendrickx,
@@ -106,6 +106,7 @@ def certify_rate(
         arguments.refuse(name, "memory", repr(memory), "0, 1 or 2", "choose one of them; it is static")
     A, B, C, mu, L = arguments.to_arrays(name, A=method.A, B=method.B, C=method.C, mu=mu, L=L)
     for label, value in (("mu", mu), ("L", L)):
+        arguments.check_real(name, label, value)
         arguments.check_shape(name, label, value, "a number", lambda shape: shape == ())
     return _certify(StateSpace(A, B, C), mu, L, (), int(memory))
 
@@ -150,6 +151,7 @@ def check_lyapunov(
     )
     arguments.check_shape(name, "P", P, f"{list(A.shape)}, one row a state", lambda shape: shape == A.shape)
     for label, value in (("mu", mu), ("L", L)):
+        arguments.check_real(name, label, value)
         arguments.check_shape(name, label, value, "a number", lambda shape: shape == ())
     return _certify(StateSpace(A, B, C), mu, L, (P,), 0)
 

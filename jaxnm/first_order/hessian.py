@@ -90,6 +90,10 @@ def hessian_spectrum(
     if method not in ("dense", "lanczos"):
         arguments.refuse("hessian_spectrum", "method", repr(method), '"dense" or "lanczos"', "choose one of them")
     leaves = jax.tree.leaves(params)
+    for leaf in leaves:
+        if not arguments.is_numeric(leaf):
+            got, remedy = f"a tree with a {type(leaf).__name__}", "keep what is no parameter out of it"
+            arguments.refuse("hessian_spectrum", "params", got, "a tree of arrays", remedy, error=TypeError)
     if sum(jnp.size(leaf) for leaf in leaves) == 0:
         arguments.refuse(
             "hessian_spectrum", "params", "a tree without parameters", "at least one", "pass the parameters"

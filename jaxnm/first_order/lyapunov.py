@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Inexact, Num
 
 from jaxnm import arguments, trees
-from jaxnm.first_order.state_space import StateSpace, check_method, iteration_matrix
+from jaxnm.first_order.state_space import StateSpace, check_method, curvatures_of, iteration_matrix
 from jaxnm.linalg import eigh, left_eigenvectors, matmul, schur
 
 
@@ -57,7 +57,10 @@ def schur_lyapunov(method: StateSpace, eigenvalues: Float[ArrayLike, "*batch"]) 
       (0.9, True)
     """
     check_method("schur_lyapunov", method)
-    return _schur_lyapunov(iteration_matrix(method, eigenvalues))
+    check_method("schur_lyapunov", method)
+    return _schur_lyapunov(
+        iteration_matrix(method, curvatures_of("schur_lyapunov", "eigenvalues", eigenvalues, method))
+    )
 
 
 @jax.jit
@@ -155,9 +158,7 @@ def eigen_lyapunov(
     (matrix,) = arguments.to_arrays("eigen_lyapunov", matrix=matrix)
     arguments.check_square("eigen_lyapunov", "matrix", matrix)
     arguments.check_number("eigen_lyapunov", "slack", slack, "a finite number >= 0", lambda s: s >= 0, "pass 0 or more")
-    if arguments.is_number(slack):
-        slack = arguments.constant(slack, jnp.finfo(matrix.dtype).dtype)
-    (slack,) = arguments.to_arrays("eigen_lyapunov", slack=slack)
+    slack = arguments.constant(slack, jnp.finfo(matrix.dtype).dtype)
     matrix, slack = arguments.without_derivative(
         "eigen_lyapunov", "an argument", (matrix, slack), remedy="use jaxnm.linalg.solve_discrete_lyapunov"
     )
@@ -231,7 +232,11 @@ def lyapunov_decrease(
     arguments.check_shape(
         "lyapunov_decrease", "matrix", matrix, f"[..., {P.shape[-1]}, {P.shape[-1]}]", lambda s: s[-2:] == P.shape[-2:]
     )
-    return _lyapunov_decrease(P, matrix, rate)
+    batches = rate.shape, P.shape[:-2], matrix.shape[:-2]
+    arguments.check_batch("lyapunov_decrease", "rate", rate, "[...] with the batch axes of P and matrix", *batches)
+    batch = jnp.broadcast_shapes(*batches)
+    whole = lambda array, core: jnp.broadcast_to(array, batch + core)
+    return _lyapunov_decrease(whole(P, P.shape[-2:]), whole(matrix, P.shape[-2:]), whole(rate, ()))
 
 
 @jax.jit

@@ -5,6 +5,7 @@ checked when the function is called; a traced value outside its range gives a me
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +126,7 @@ def optimal_gradient_descent(mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) 
       >>> optimal_gradient_descent(1.0, 3.0).B
       Array([-0.5], dtype=float32)
     """
-    return _build("optimal_gradient_descent", lambda mu, L: _gradient_descent(2 / (mu + L)), mu=mu, L=L)
+    return _build("optimal_gradient_descent", _optimal_gradient_descent, mu=mu, L=L)
 
 
 def optimal_heavy_ball(mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> StateSpace:
@@ -147,12 +148,7 @@ def optimal_heavy_ball(mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> Sta
       >>> float(optimal_heavy_ball(1.0, 9.0).B[0])
       -0.25
     """
-
-    def build(mu: Array, L: Array) -> StateSpace:
-        total = jnp.sqrt(L) + jnp.sqrt(mu)
-        return _heavy_ball((2 / total) ** 2, _momentum(mu, L) ** 2)
-
-    return _build("optimal_heavy_ball", build, mu=mu, L=L)
+    return _build("optimal_heavy_ball", _optimal_heavy_ball, mu=mu, L=L)
 
 
 def optimal_nesterov(mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> StateSpace:
@@ -174,7 +170,7 @@ def optimal_nesterov(mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> State
       >>> float(optimal_nesterov(1.0, 4.0).B[0])
       -0.25
     """
-    return _build("optimal_nesterov", lambda mu, L: _nesterov(1 / L, _momentum(mu, L)), mu=mu, L=L)
+    return _build("optimal_nesterov", _optimal_nesterov, mu=mu, L=L)
 
 
 def triple_momentum(mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> StateSpace:
@@ -196,12 +192,7 @@ def triple_momentum(mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> StateS
       >>> triple_momentum(1.0, 4.0).B
       Array([-0.375,  0.   ], dtype=float32)
     """
-
-    def build(mu: Array, L: Array) -> StateSpace:
-        rho = 1 - jnp.sqrt(mu / L)
-        return _three_parameter((1 + rho) / L, rho**2 / (2 - rho), rho**2 / ((1 + rho) * (2 - rho)))
-
-    return _build("triple_momentum", build, mu=mu, L=L)
+    return _build("triple_momentum", _triple_momentum, mu=mu, L=L)
 
 
 def robust_momentum(rho: Float[ArrayLike, ""], mu: Float[ArrayLike, ""], L: Float[ArrayLike, ""]) -> StateSpace:
@@ -237,20 +228,7 @@ def robust_momentum(rho: Float[ArrayLike, ""], mu: Float[ArrayLike, ""], L: Floa
             lambda value: lower - _ROUNDED <= value <= upper + _ROUNDED,
             "choose a rate inside the interval",
         )
-
-    def build(rho: Array, mu: Array, L: Array) -> StateSpace:
-        kappa = L / mu
-        lower, upper = 1 - jnp.sqrt(mu / L), 1 - mu / L
-        inside = (rho >= lower - _ROUNDED) & (rho <= upper + _ROUNDED)
-        rho = jnp.clip(rho, lower, upper)
-        excess = jnp.where(kappa > 1, kappa - 1, jnp.ones_like(kappa))
-        # at mu = L the interval is the point rho = 0: gradient descent
-        cube = jnp.where(kappa > 1, rho**3, jnp.zeros_like(rho))
-        below = (1 - rho) ** 2 * (1 + rho)
-        method = _three_parameter(kappa * below / L, kappa * cube / excess, cube / (excess * below))
-        return _nan_unless(method, inside)
-
-    return _build("robust_momentum", build, rho=rho, mu=mu, L=L)
+    return _build("robust_momentum", _robust_momentum, rho=rho, mu=mu, L=L)
 
 
 def gauss_seidel_nesterov(step_size: Float[ArrayLike, ""], momentum: Float[ArrayLike, ""]) -> StateSpace:
@@ -294,12 +272,7 @@ def optimal_gauss_seidel_nesterov(mu: Float[ArrayLike, ""], L: Float[ArrayLike, 
       >>> bool(jnp.allclose(optimal_gauss_seidel_nesterov(1.0, 9.0).A, optimal_heavy_ball(1.0, 9.0).A))
       True
     """
-
-    def build(mu: Array, L: Array) -> StateSpace:
-        total = jnp.sqrt(L) + jnp.sqrt(mu)
-        return _gauss_seidel_nesterov(2 * (1 + jnp.sqrt(L / mu)) / total**2, _momentum(mu, L))
-
-    return _build("optimal_gauss_seidel_nesterov", build, mu=mu, L=L)
+    return _build("optimal_gauss_seidel_nesterov", _optimal_gauss_seidel_nesterov, mu=mu, L=L)
 
 
 def optimistic_gradient(step_size: Float[ArrayLike, ""]) -> StateSpace:
@@ -320,12 +293,7 @@ def optimistic_gradient(step_size: Float[ArrayLike, ""]) -> StateSpace:
       >>> optimistic_gradient(0.5).B
       Array([-1.,  1.], dtype=float32)
     """
-
-    def build(step_size: Array) -> StateSpace:
-        zero, one = jnp.zeros_like(step_size), jnp.ones_like(step_size)
-        return _assemble([[one, step_size], [zero, zero]], [-2 * step_size, one], [one, zero])
-
-    return _build("optimistic_gradient", build, step_size=step_size)
+    return _build("optimistic_gradient", _optimistic_gradient, step_size=step_size)
 
 
 def quasi_hyperbolic(
@@ -352,13 +320,7 @@ def quasi_hyperbolic(
       >>> quasi_hyperbolic(1.0, 0.5, 0.5).B
       Array([-0.75,  0.5 ], dtype=float32)
     """
-
-    def build(step_size: Array, momentum: Array, nu: Array) -> StateSpace:
-        zero, one = jnp.zeros_like(step_size), jnp.ones_like(step_size)
-        A = [[one, -step_size * nu * momentum], [zero, momentum]]
-        return _assemble(A, [-step_size * (1 - nu * momentum), 1 - momentum], [one, zero])
-
-    return _build("quasi_hyperbolic", build, step_size=step_size, momentum=momentum, nu=nu)
+    return _build("quasi_hyperbolic", _quasi_hyperbolic, step_size=step_size, momentum=momentum, nu=nu)
 
 
 def check_curvatures(function: str, mu: object, L: object, *, positive: bool = True) -> None:
@@ -397,8 +359,13 @@ def _build(function: str, build: Callable[..., StateSpace], **parameters: ArrayL
     for name, array in zip(parameters, arrays, strict=True):
         arguments.check_real(function, name, array)
         arguments.check_shape(function, name, array, "a scalar, shape ()", lambda shape: shape == ())
+    return _built(build, tuple(parameters), *arrays)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _built(build: Callable[..., StateSpace], names: tuple[str, ...], *arrays: Array) -> StateSpace:
     good = jnp.array(True)
-    named = dict(zip(parameters, arrays, strict=True))
+    named = dict(zip(names, arrays, strict=True))
     for name, array in named.items():
         good &= jnp.isfinite(array) & ((array >= 0) | (name not in ("step_size", "alpha")))
     if "mu" in named:
@@ -408,6 +375,53 @@ def _build(function: str, build: Callable[..., StateSpace], **parameters: ArrayL
 
 def _nan_unless(method: StateSpace, good: Array) -> StateSpace:
     return jax.tree.map(lambda leaf: arguments.nan_unless(leaf, good), method)
+
+
+def _optimal_heavy_ball(mu: Array, L: Array) -> StateSpace:
+    total = jnp.sqrt(L) + jnp.sqrt(mu)
+    return _heavy_ball((2 / total) ** 2, _momentum(mu, L) ** 2)
+
+
+def _triple_momentum(mu: Array, L: Array) -> StateSpace:
+    rho = 1 - jnp.sqrt(mu / L)
+    return _three_parameter((1 + rho) / L, rho**2 / (2 - rho), rho**2 / ((1 + rho) * (2 - rho)))
+
+
+def _robust_momentum(rho: Array, mu: Array, L: Array) -> StateSpace:
+    kappa = L / mu
+    lower, upper = 1 - jnp.sqrt(mu / L), 1 - mu / L
+    inside = (rho >= lower - _ROUNDED) & (rho <= upper + _ROUNDED)
+    rho = jnp.clip(rho, lower, upper)
+    excess = jnp.where(kappa > 1, kappa - 1, jnp.ones_like(kappa))
+    # at mu = L the interval is the point rho = 0: gradient descent
+    cube = jnp.where(kappa > 1, rho**3, jnp.zeros_like(rho))
+    below = (1 - rho) ** 2 * (1 + rho)
+    method = _three_parameter(kappa * below / L, kappa * cube / excess, cube / (excess * below))
+    return _nan_unless(method, inside)
+
+
+def _optimal_gauss_seidel_nesterov(mu: Array, L: Array) -> StateSpace:
+    total = jnp.sqrt(L) + jnp.sqrt(mu)
+    return _gauss_seidel_nesterov(2 * (1 + jnp.sqrt(L / mu)) / total**2, _momentum(mu, L))
+
+
+def _optimistic_gradient(step_size: Array) -> StateSpace:
+    zero, one = jnp.zeros_like(step_size), jnp.ones_like(step_size)
+    return _assemble([[one, step_size], [zero, zero]], [-2 * step_size, one], [one, zero])
+
+
+def _quasi_hyperbolic(step_size: Array, momentum: Array, nu: Array) -> StateSpace:
+    zero, one = jnp.zeros_like(step_size), jnp.ones_like(step_size)
+    A = [[one, -step_size * nu * momentum], [zero, momentum]]
+    return _assemble(A, [-step_size * (1 - nu * momentum), 1 - momentum], [one, zero])
+
+
+def _optimal_gradient_descent(mu: Array, L: Array) -> StateSpace:
+    return _gradient_descent(2 / (mu + L))
+
+
+def _optimal_nesterov(mu: Array, L: Array) -> StateSpace:
+    return _nesterov(1 / L, _momentum(mu, L))
 
 
 def _momentum(mu: Array, L: Array) -> Array:

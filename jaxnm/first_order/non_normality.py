@@ -6,7 +6,7 @@ at the two ends and at the point where their tangents meet. Arcs are halved wher
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def resolvent_norm(matrix: Num[ArrayLike, "n n"], z: Num[ArrayLike, "*batch"]) -
       >>> float(resolvent_norm(jnp.zeros((2, 2)), 0.5))
       2.0
     """
-    return 1 / pseudospectrum(matrix, z)
+    return _resolvent_norm(*_matrix_and_points("resolvent_norm", matrix, z=z))
 
 
 def pseudospectrum(matrix: Num[ArrayLike, "n n"], grid: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
@@ -80,13 +80,22 @@ def pseudospectrum(matrix: Num[ArrayLike, "n n"], grid: Num[ArrayLike, "*batch"]
       >>> pseudospectrum(jnp.diag(jnp.array([1.0, -1.0])), jnp.array([0.5, 3.0]))
       Array([0.5, 2. ], dtype=float32)
     """
-    (matrix,) = arguments.to_arrays("pseudospectrum", matrix=matrix)
-    arguments.check_square("pseudospectrum", "matrix", matrix)
-    arguments.check_shape("pseudospectrum", "matrix", matrix, "[n, n]", lambda shape: len(shape) == 2)
-    if isinstance(grid, int | float | complex):
-        grid = jnp.asarray(grid, arguments.complex_dtype(matrix.dtype))
-    (grid,) = arguments.to_arrays("pseudospectrum", grid=grid)
-    return _pseudospectrum(matrix, grid)
+    return _pseudospectrum(*_matrix_and_points("pseudospectrum", matrix, grid=grid))
+
+
+def _matrix_and_points(function: str, matrix: Any, **points: Any) -> list[Array]:
+    (matrix,) = arguments.to_arrays(function, matrix=matrix)
+    arguments.check_square(function, "matrix", matrix)
+    arguments.check_shape(function, "matrix", matrix, "[n, n]", lambda shape: len(shape) == 2)
+    ((name, point),) = points.items()
+    if isinstance(point, int | float | complex):
+        point = jnp.asarray(point, arguments.complex_dtype(matrix.dtype))
+    return [matrix, *arguments.to_arrays(function, **{name: point})]
+
+
+@jax.jit
+def _resolvent_norm(matrix: Array, z: Array) -> Array:
+    return 1 / _pseudospectrum(matrix, z)
 
 
 @jax.jit

@@ -110,7 +110,12 @@ def is_stable(method: StateSpace, mu: Float[ArrayLike, ""], L: Float[ArrayLike, 
       >>> bool(is_stable(gradient_descent(0.5), 1.0, 3.9)), bool(is_stable(gradient_descent(0.5), 1.0, 4.0))
       (True, False)
     """
-    rate = _quadratic_rate(*_interval("is_stable", method, mu, L))
+    return _is_stable(*_interval("is_stable", method, mu, L))
+
+
+@jax.jit
+def _is_stable(method: StateSpace, mu: Array, L: Array) -> Array:
+    rate = _quadratic_rate(method, mu, L)
     return rate < 1 - (_LEVEL_MARGIN if method.num_states > 2 else 8 * method.num_states) * jnp.finfo(rate.dtype).eps
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxnm import arguments, trees
 from jaxnm.first_order.methods import check_curvatures, curvatures_valid, three_parameter
 from jaxnm.first_order.spectral import spectral_norm
-from jaxnm.first_order.state_space import StateSpace, check_method, iteration_matrix
+from jaxnm.first_order.state_space import StateSpace, check_method, curvatures_of, iteration_matrix
 from jaxnm.linalg import matmul
 
 
@@ -86,9 +86,7 @@ def time_varying_rate(method: StateSpace, eigenvalues: Float[ArrayLike, "*batch"
       True
     """
     check_method("time_varying_rate", method)
-    if arguments.is_number(eigenvalues):
-        eigenvalues = jnp.asarray(eigenvalues, method.A.dtype)
-    (eigenvalues,) = arguments.to_arrays("time_varying_rate", eigenvalues=eigenvalues)
+    eigenvalues = curvatures_of("time_varying_rate", "eigenvalues", eigenvalues, method)
     arguments.check_shape("time_varying_rate", "method.A", method.A, "[num_steps, n, n]", lambda shape: len(shape) == 3)
     return _time_varying_rate(method, eigenvalues)
 

@@ -89,8 +89,14 @@ def iteration_matrix(method: StateSpace, eigenvalue: Float[ArrayLike, "*batch"])
       Array([0.5, 0. ], dtype=float32)
     """
     check_method("iteration_matrix", method)
-    (eigenvalue,) = arguments.to_arrays("iteration_matrix", eigenvalue=_like(eigenvalue, method.A))
-    return _iteration_matrix(method, eigenvalue)
+    return _iteration_matrix(method, curvatures_of("iteration_matrix", "eigenvalue", eigenvalue, method))
+
+
+def curvatures_of(function: str, argument: str, eigenvalues: Any, method: StateSpace) -> Array:
+    """Eigenvalues of a Hessian, which are real, as an array."""
+    (eigenvalues,) = arguments.to_arrays(function, **{argument: _like(eigenvalues, method.A)})
+    arguments.check_real(function, argument, eigenvalues)
+    return eigenvalues
 
 
 def check_method(function: str, method: Any, *, expected: str = "a StateSpace") -> None:
@@ -123,13 +129,13 @@ def parameter_units(method: StateSpace, *, powers_of_two: bool = False) -> Float
     """The factors that bring the states to the size of the first one, which is the parameters.
 
     In these units a gradient first changes all states by the same amount. States that no gradient gets to keep theirs.
-    The factors are constants for derivatives.
+    They are differentiable, as what is measured in them is; powers of two are constant in between.
 
     Args:
       method: its first state is the parameters.
       powers_of_two: round the factors, so that `method.rescaled(units)` has no rounding.
     """
-    size = jax.lax.stop_gradient(responses(method.A, method.B))
+    size = responses(method.A, method.B)
     known = (size > 0) & (size[:1] > 0) & jnp.isfinite(size)
     units = jnp.where(known, size[:1] / jnp.where(known, size, jnp.ones_like(size)), jnp.ones_like(size))
     usable = jnp.isfinite(units) & (units > 0)

@@ -149,6 +149,7 @@ def extreme_eigenvalues(
     arguments.check_number(
         name, "failure_probability", failure_probability, "in (0, 1)", lambda value: 0 < value < 1, "try 1e-6"
     )
+    arguments.check_flag(name, "reorthogonalize", reorthogonalize)
     return _extreme_eigenvalues(
         checked_operator(name, operator, like),
         random_start(key, like),

@@ -261,6 +261,8 @@ def safe_norm(x: Num[ArrayLike, "..."], axis: int | None = None) -> Inexact[Arra
       0.0
     """
     (x,) = arguments.to_arrays("safe_norm", x=x)
+    if axis is not None:
+        arguments.check_axis("safe_norm", "axis", axis, x.ndim)
     if x.size == 0:
         return jnp.sum(jnp.abs(x), axis=axis)
     norm = _norm(x, axis)

@@ -220,9 +220,7 @@ def _geometry(sizes: Array, ends: tuple[End, End] | Literal["periodic"], at: Pla
 def _along(name: str, basis: GradedBasis, x: ArrayLike, axis: int) -> Array:
     x, vectors, volumes = arguments.to_arrays(name, x=x, vectors=basis.vectors, volumes=basis.volumes)
     arguments.check_real(name, "x", x)
-    if isinstance(axis, bool) or axis not in range(-x.ndim, x.ndim):
-        choices = ", ".join(map(repr, range(-x.ndim, x.ndim))) or "an axis of an array that has one"
-        arguments.refuse(name, "axis", repr(axis), choices, "see its docstring")
+    arguments.check_axis(name, "axis", axis, x.ndim)
     m = volumes.shape[-1]
     arguments.check_shape(name, "x", x, f"{m} along axis {axis}", lambda shape: shape[axis] == m)
     return _product(x, vectors, volumes if name == "analyse" else None, int(axis) % x.ndim)

@@ -183,8 +183,7 @@ def _checked(
     arguments.check_number(name, "rtol", rtol, "in [0, 1)", lambda value: 0 <= value < 1, "try 1e-6")
     if max_steps is None:
         max_steps = min(10 * dimension_of(like), 10_000)
-    if not isinstance(max_steps, jax.Array):
-        arguments.check_count(name, "max_steps", max_steps)
+    arguments.check_cap(name, "max_steps", max_steps)
     operator = checked_operator(name, _as_function(operator), like)
     if preconditioner is not None:
         preconditioner = checked_operator(name, _as_function(preconditioner), like, argument="preconditioner")

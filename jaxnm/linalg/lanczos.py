@@ -82,6 +82,7 @@ def lanczos(operator: Operator, start: Any, *, num_steps: int, reorthogonalize: 
     """
     like = shapes_of("lanczos", "start", start)
     arguments.check_count("lanczos", "num_steps", num_steps, minimum=1)
+    arguments.check_flag("lanczos", "reorthogonalize", reorthogonalize)
     start = jax.tree.map(jnp.asarray, start)
     operator = checked_operator("lanczos", operator, like)
     return _lanczos(operator, start, min(num_steps, dimension_of(like)), bool(reorthogonalize))
@@ -92,6 +93,10 @@ def lanczos(operator: Operator, start: Any, *, num_steps: int, reorthogonalize: 
 
 def shapes_of(function: str, argument: str, tree: Any) -> Any:
     """The tree with shapes and dtypes in place of arrays; refused if it is not a vector of float32 or of float64."""
+    for leaf in jax.tree.leaves(tree):
+        if not hasattr(leaf, "shape"):
+            got = f"a tree with a {type(leaf).__name__}"
+            arguments.refuse(function, argument, got, "a tree of arrays", "pass jnp.asarray(...)", error=TypeError)
     shapes = jax.eval_shape(lambda tree: tree, tree)
     if dimension_of(shapes) == 0:
         arguments.refuse(function, argument, "a tree without numbers", "at least one", "pass a vector")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int32
 
 from jaxnm import arguments
@@ -144,7 +145,9 @@ def maximize_margin(
     arguments.check_number(name, "tolerance", tolerance, "> 0", lambda value: value > 0, "pass a small share")
     members = lambda array, rank: jnp.broadcast_to(array, batch + array.shape[-rank:]).reshape(-1, *array.shape[-rank:])
     flat_blocks = tuple(members(array, 3) for array in arrays[:num_blocks])
-    flat_scalars = members(arrays[-1], 2) if scalars is not None else jnp.zeros((math.prod(batch), m, 0), dtype)
+    flat_scalars = (
+        members(arrays[-1], 2) if scalars is not None else arguments.constant(np.zeros((math.prod(batch), m, 0)), dtype)
+    )
     flat_blocks, flat_scalars = arguments.without_derivative(
         name, "an inequality", (flat_blocks, flat_scalars), remedy="use the duals, as its docstring says"
     )

@@ -115,6 +115,9 @@ def left_eigenvectors(form: SchurForm) -> Complex[Array, "*batch n n"]:
       Array([[1., 0.],
              [0., 1.]], dtype=float32)
     """
+    if not isinstance(form, SchurForm):
+        got, remedy = f"a {type(form).__name__}", "pass schur(matrix)"
+        arguments.refuse("left_eigenvectors", "form", got, "a SchurForm", remedy, error=TypeError)
     return _left_eigenvectors(form)
 
 

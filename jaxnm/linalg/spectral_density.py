@@ -97,6 +97,7 @@ def spectral_density(
     arguments.check_key(name, key)
     for argument, count in (("num_steps", num_steps), ("num_probes", num_probes), ("batch_size", batch_size)):
         arguments.check_count(name, argument, count, minimum=1)
+    arguments.check_flag(name, "reorthogonalize", reorthogonalize)
     steps = min(num_steps, dimension_of(like))
     starts = jax.vmap(partial(random_start, like=like))(jax.random.split(key, num_probes))
     nodes, weights, asymmetry, status = _spectral_density(

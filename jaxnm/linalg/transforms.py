@@ -180,7 +180,8 @@ def hartley(
 def _checked(
     name: str, x: ArrayLike, kind: str, type: int, axis: int, norm: Norm, method: Method, inverse: bool = False
 ) -> Array:
-    x = check_options(name, x, type, axis, norm, method)
+    x = check_options(name, x, type, norm, method)
+    arguments.check_axis(name, "axis", axis, x.ndim)
     shortest = 2 if (kind, type) == ("cosine", 1) else 1
     arguments.check_shape(
         name,
@@ -193,7 +194,7 @@ def _checked(
     return _transform(x, kind, int(type), int(axis) % x.ndim, norm, method, inverse)
 
 
-def check_options(name: str, x: ArrayLike, type: int, axis: int, norm: Norm, method: Method) -> Array:
+def check_options(name: str, x: ArrayLike, type: int, norm: Norm, method: Method) -> Array:
     """The array, of a dtype that can be transformed, or an error about it or an option."""
     (x,) = arguments.to_arrays(name, x=x)
     arguments.check_real(name, "x", x)
@@ -204,11 +205,10 @@ def check_options(name: str, x: ArrayLike, type: int, axis: int, norm: Norm, met
         ("type", type, (1, 2, 3, 4)),
         ("norm", norm, (None, "ortho")),
         ("method", method, ("fft", "matmul")),
-        ("axis", axis, range(-x.ndim, x.ndim)),
     ):
-        if isinstance(value, bool) or value not in allowed:
-            choices = ", ".join(map(repr, allowed)) or "an axis of an array that has one"
-            arguments.refuse(name, argument, repr(value), choices, "see its docstring")
+        if isinstance(value, bool) or not isinstance(value, str | int | np.integer | None) or value not in allowed:
+            got = repr(value) if isinstance(value, str | int | float | None) else f"a {value.__class__.__name__}"
+            arguments.refuse(name, argument, got, ", ".join(map(repr, allowed)), "see its docstring")
     return x
 
 

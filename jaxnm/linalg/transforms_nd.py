@@ -145,12 +145,14 @@ def _checked(
     method: Method,
     inverse: bool,
 ) -> Array:
-    ndim = jnp.ndim(x)
-    chosen = tuple(range(ndim)) if axes is None else tuple(axes)
-    array = check_options(name, x, type, 0, norm, method)
+    array = check_options(name, x, type, norm, method)
+    if not isinstance(axes, list | tuple | range | None):
+        got = f"a {axes.__class__.__name__}"
+        arguments.refuse(name, "axes", got, "a tuple of ints", "None transforms all", error=TypeError)
+    chosen = tuple(range(array.ndim)) if axes is None else tuple(axes)
     for axis in chosen:
-        check_options(name, x, type, axis, norm, method)
-    chosen = tuple(int(axis) % ndim for axis in chosen)
+        arguments.check_axis(name, "axes", axis, array.ndim)
+    chosen = tuple(int(axis) % array.ndim for axis in chosen)
     if len(set(chosen)) < len(chosen):
         arguments.refuse(name, "axes", repr(axes), "distinct axes", "name each once")
     one = {("cosine", False): dct, ("cosine", True): idct, ("sine", False): dst, ("sine", True): idst}[kind, inverse]

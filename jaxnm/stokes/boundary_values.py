@@ -135,6 +135,20 @@ def boundary_values(grid: Grid, boundary: Boundary) -> BoundaryValues:
     return BoundaryValues(grid, boundary, {})
 
 
+def check_values(function: str, argument: str, values: Any, operators: StokesOperators) -> None:
+    """Refuse what is neither None nor values on the sides of these operators."""
+    if values is None:
+        return
+    if not isinstance(values, BoundaryValues):
+        got = f"of type {type(values).__name__}"
+        arguments.refuse(
+            function, argument, got, "BoundaryValues", "use boundary_values(...).set(...)", error=TypeError
+        )
+    if (values.grid.shape, values.boundary) != (operators.grid.shape, operators.boundary):
+        got, expected = "of another grid or boundary", "that of the operators"
+        arguments.refuse(function, argument, got, expected, "make them anew")
+
+
 def right_hand_side(
     operators: StokesOperators, force: Velocity, divergence: Array | None, values: BoundaryValues | None
 ) -> tuple[Velocity, Array | None]:
@@ -201,7 +215,18 @@ def full_faces(operators: StokesOperators, velocity: Velocity, values: BoundaryV
       >>> full_faces(discretize(grid, Boundary()), zero_velocity(grid, Boundary())).u.shape
       (5, 4)
     """
-    check_operators("full_faces", operators)
-    velocity = check_velocity("full_faces", "velocity", velocity, operators.grid, operators.boundary)
+    return faces_of("full_faces", operators, velocity, values)
+
+
+def faces_of(function: str, operators: Any, velocity: Any, values: Any) -> Velocity:
+    """`full_faces` for another function, in whose name it refuses."""
+    check_operators(function, operators)
+    velocity = check_velocity(function, "velocity", velocity, operators.grid, operators.boundary)
+    check_values(function, "values", values, operators)
+    return _faces(operators, velocity, values)
+
+
+@jax.jit
+def _faces(operators: StokesOperators, velocity: Velocity, values: BoundaryValues | None) -> Velocity:
     prescribed = prescribed_faces(operators, values, velocity.u.dtype)
     return jax.tree.map(jnp.add, all_faces(velocity, operators.boundary), prescribed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxnm import arguments
-from jaxnm.stokes.boundary_values import BoundaryValues, full_faces
-from jaxnm.stokes.grid import REFLECTED, Boundary, Grid, Velocity
+from jaxnm.stokes.boundary_values import BoundaryValues, faces_of
+from jaxnm.stokes.grid import REFLECTED, Boundary, Grid, Velocity, check_component, check_velocity
 from jaxnm.stokes.operators import StokesOperators, along, at_open_side, beside, check_operators, diagonal, shift
 
 
@@ -33,11 +34,14 @@ def at_centres(operators: StokesOperators, velocity: Velocity, values: BoundaryV
       >>> at_centres(discretize(grid, boundary), zero_velocity(grid, boundary)).v.shape
       (4, 4)
     """
-    check_operators("at_centres", operators)
-    faces = full_faces(operators, velocity, values)
+    return _at_centres(faces_of("at_centres", operators, velocity, values), operators.grid.shape)
+
+
+@partial(jax.jit, static_argnums=1)
+def _at_centres(faces: Velocity, shape: tuple[int, ...]) -> Velocity:
     means = []
     for c, face in enumerate(faces.components):
-        n = operators.grid.shape[c]
+        n = shape[c]
         lower, upper = (jax.lax.slice_in_dim(face, i, n + i, axis=c) for i in (0, 1))
         means.append((lower + upper) / 2)
     return Velocity(*means)
@@ -66,10 +70,12 @@ def vorticity(
       >>> vorticity(discretize(grid, boundary), zero_velocity(grid, boundary))[0].shape
       (5, 5)
     """
-    check_operators("vorticity", operators)
-    dim = operators.grid.dim
-    pairs = [(0, 1)] if dim == 2 else [(1, 2), (2, 0), (0, 1)]
-    faces = full_faces(operators, velocity, values)
+    return _vorticity(operators, faces_of("vorticity", operators, velocity, values), values)
+
+
+@jax.jit
+def _vorticity(operators: StokesOperators, faces: Velocity, values: BoundaryValues | None) -> tuple[Array, ...]:
+    pairs = [(0, 1)] if operators.grid.dim == 2 else [(1, 2), (2, 0), (0, 1)]
     return tuple(
         _derivative(operators, faces, values, second, first) - _derivative(operators, faces, values, first, second)
         for first, second in pairs
@@ -131,8 +137,12 @@ def stream_function(
     check_operators("stream_function", operators)
     if operators.grid.dim != 2:
         arguments.refuse("stream_function", "operators", "in 3 dimensions", "2", "look at vorticity(...)")
-    faces = full_faces(operators, velocity, values)
-    hx, hy = (jnp.asarray(h).astype(velocity.u.dtype) for h in operators.grid.spacing)
+    return _stream_function(operators.grid, faces_of("stream_function", operators, velocity, values))
+
+
+@jax.jit
+def _stream_function(grid: Grid, faces: Velocity) -> Array:
+    hx, hy = (jnp.asarray(h).astype(faces.u.dtype) for h in grid.spacing)
     bottom = jnp.pad(-jnp.cumsum(faces.v[:, 0]) * hx, (1, 0))
     return bottom[:, None] + jnp.pad(jnp.cumsum(faces.u, 1) * hy, ((0, 0), (1, 0)))
 
@@ -167,9 +177,17 @@ def stream_extrema(grid: Grid, psi: Float[ArrayLike, "nx_plus_1 ny_plus_1"]) -> 
       >>> float(stream_extrema(Grid((2, 2)), psi).minimum)
       -1.0
     """
+    if not isinstance(grid, Grid):
+        got = f"of type {type(grid).__name__}"
+        arguments.refuse("stream_extrema", "grid", got, "a Grid", "use Grid(...)", error=TypeError)
     (psi,) = arguments.to_arrays("stream_extrema", psi=psi)
     wanted = tuple(n + 1 for n in grid.shape)
     arguments.check_shape("stream_extrema", "psi", psi, f"{wanted}", lambda shape: shape == wanted)
+    return _stream_extrema(grid, psi)
+
+
+@jax.jit
+def _stream_extrema(grid: Grid, psi: Array) -> StreamExtrema:
     low, low_position = _smallest(grid, psi)
     high, high_position = _smallest(grid, -psi)
     return StreamExtrema(low, low_position, -high, high_position)
@@ -219,9 +237,12 @@ def flux(
     """
     check_operators("flux", operators)
     grid = operators.grid
-    if axis not in range(grid.dim):
-        arguments.refuse("flux", "axis", repr(axis), f"one of {tuple(range(grid.dim))}", "count axes from 0")
-    face = full_faces(operators, velocity, values).components[axis]
+    check_component("flux", "axis", axis, grid)
+    return _flux(grid, faces_of("flux", operators, velocity, values).components[axis], int(axis))
+
+
+@partial(jax.jit, static_argnums=2)
+def _flux(grid: Grid, face: Array, axis: int) -> Array:
     others = tuple(other for other in range(grid.dim) if other != axis)
     area = jnp.prod(jnp.stack([jnp.asarray(grid.spacing[other]).astype(face.dtype) for other in others]))
     return jnp.sum(face, others) * area
@@ -265,20 +286,23 @@ def force_on_solid(
     if operators.solid is None:
         arguments.refuse("force_on_solid", "operators", "without a solid", "a mask", "pass solid=... to discretize")
     shape = operators.grid.shape
-    marks = operators.solid.astype(jnp.int32) if labels is None else jnp.asarray(labels)
-    if not jnp.issubdtype(marks.dtype, jnp.integer):
-        got = f"of dtype {marks.dtype}"
-        arguments.refuse("force_on_solid", "labels", got, "integers", "label the obstacles", error=TypeError)
-    arguments.check_shape("force_on_solid", "labels", marks, f"{shape}", lambda s: s == shape)
+    velocity = check_velocity("force_on_solid", "velocity", velocity, operators.grid, operators.boundary)
+    (pressure,) = arguments.to_arrays("force_on_solid", pressure=pressure)
+    arguments.check_shape("force_on_solid", "pressure", pressure, f"{shape}", lambda s: s == shape)
+    pressure = pressure.astype(velocity.u.dtype)
+    if labels is not None:
+        labels = arguments.to_integers("force_on_solid", "labels", labels, "label the obstacles")
+        arguments.check_shape("force_on_solid", "labels", labels, f"{shape}", lambda s: s == shape)
     arguments.check_count("force_on_solid", "num_labels", num_labels, minimum=1)
-    marks = jnp.where(operators.solid, marks.astype(jnp.int32), 0)
-    return _force_on_solid(operators, velocity, pressure, marks, num_labels)
+    return _force_on_solid(operators, velocity, pressure, labels, num_labels)
 
 
 @partial(jax.jit, static_argnums=4)
 def _force_on_solid(
-    operators: StokesOperators, velocity: Velocity, pressure: Array, marks: Array, num_labels: int
+    operators: StokesOperators, velocity: Velocity, pressure: Array, labels: Array | None, num_labels: int
 ) -> Array:
+    solid: Any = operators.solid
+    marks = solid.astype(jnp.int32) if labels is None else jnp.where(solid, labels.astype(jnp.int32), 0)
     grid, boundary, dtype = operators.grid, operators.boundary, pressure.dtype
     spacing = [jnp.asarray(h).astype(dtype) for h in grid.spacing]
     nu = jnp.asarray(operators.viscosity).astype(dtype)

@@ -7,6 +7,7 @@ on a wall nor on an inflow side; on the other axes one for every cell.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import flax.struct
@@ -42,9 +43,10 @@ class Grid:
 
     def __post_init__(self) -> None:
         # also called where a transformation rebuilds the tree, with any leaves: `check_grid` looks at the numbers
-        shape = tuple(self.shape)
+        shape = tuple(self.shape) if isinstance(self.shape, list | tuple | np.ndarray) else ()
         if len(shape) not in (2, 3):
-            arguments.refuse("Grid", "shape", repr(shape), "two or three numbers of cells", "pass (nx, ny) or more")
+            got = repr(self.shape)
+            arguments.refuse("Grid", "shape", got, "two or three numbers of cells", "pass (nx, ny) or more")
         for count in shape:
             arguments.check_count("Grid", "shape", count, minimum=1)
         object.__setattr__(self, "shape", tuple(int(count) for count in shape))
@@ -98,8 +100,8 @@ class Boundary:
     def __post_init__(self) -> None:
         for axis in AXES:
             value = getattr(self, axis)
-            pair = (value, value) if isinstance(value, str) else tuple(value)
-            if len(pair) != 2 or any(kind not in KINDS for kind in pair):
+            pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
+            if len(pair) != 2 or not all(isinstance(kind, str) and kind in KINDS for kind in pair):
                 arguments.refuse("Boundary", axis, repr(value), f"a pair from {KINDS}", "name the lower side first")
             if (pair[0] == "periodic") != (pair[1] == "periodic"):
                 arguments.refuse("Boundary", axis, repr(value), "periodic on both sides or none", "pass 'periodic'")
@@ -180,7 +182,9 @@ def zero_velocity(grid: Grid, boundary: Boundary, dtype: Any = float) -> Velocit
       >>> zero_velocity(Grid((4, 4)), Boundary()).u.shape
       (3, 4)
     """
-    return Velocity(*(jnp.zeros(shape, dtype) for shape in face_shapes(grid, boundary)))
+    check_grid("zero_velocity", grid, boundary)
+    dtype = arguments.float_dtype("zero_velocity", dtype)
+    return Velocity(*(arguments.constant(np.zeros(shape), dtype) for shape in face_shapes(grid, boundary)))
 
 
 def positions(grid: Grid, boundary: Boundary, component: int, dtype: Any = float) -> tuple[Array, ...]:
@@ -201,6 +205,14 @@ def positions(grid: Grid, boundary: Boundary, component: int, dtype: Any = float
       >>> positions(Grid((2, 2)), Boundary(), 0)[0]
       Array([[1., 1.]], dtype=float32)
     """
+    check_grid("positions", grid, boundary)
+    dtype = arguments.float_dtype("positions", dtype)
+    check_component("positions", "component", component, grid)
+    return _positions(grid, boundary, int(component), dtype)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _positions(grid: Grid, boundary: Boundary, component: int, dtype: Any) -> tuple[Array, ...]:
     lines = [grid.centres(axis, dtype) for axis in range(grid.dim)]
     lines[component] = grid.faces(component, dtype)[unknown_slice(boundary, component)]
     return tuple(jnp.meshgrid(*lines, indexing="ij"))
@@ -229,6 +241,13 @@ def check_grid(function: str, grid: Grid, boundary: Boundary) -> None:
         if arguments.is_number(low) and arguments.is_number(high) and not (math.isfinite(high - low) and low < high):
             got = f"{high!r} on axis {AXES[axis]}"
             arguments.refuse(function, "grid.upper", got, f"finite and above {low!r}", "give the cells a size")
+
+
+def check_component(function: str, argument: str, axis: Any, grid: Grid) -> None:
+    """Refuse what is no axis of the grid."""
+    arguments.check_count(function, argument, axis)
+    if axis >= grid.dim:
+        arguments.refuse(function, argument, repr(axis), f"one of {tuple(range(grid.dim))}", "count axes from 0")
 
 
 def check_velocity(function: str, argument: str, value: Any, grid: Grid, boundary: Boundary) -> Velocity:

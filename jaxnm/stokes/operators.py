@@ -169,12 +169,8 @@ def discretize(
     arguments.check_number(
         "discretize", "viscosity", viscosity, "a positive number", lambda nu: nu > 0, "scale the problem"
     )
-    if not (arguments.is_number(viscosity) or hasattr(viscosity, "dtype")):
-        got = f"of type {type(viscosity).__name__}"
-        arguments.refuse("discretize", "viscosity", got, "a number", "pass a float", error=TypeError)
-    if jnp.shape(viscosity) != ():
-        got = f"of shape {jnp.shape(viscosity)}"
-        arguments.refuse("discretize", "viscosity", got, "a scalar", "use jax.vmap for several")
+    if isinstance(viscosity, jax.Array):
+        arguments.check_dtype("discretize", "viscosity", viscosity.dtype)
     if inverse_permeability is not None:
         (inverse_permeability,) = arguments.to_arrays("discretize", inverse_permeability=inverse_permeability)
         arguments.check_shape(

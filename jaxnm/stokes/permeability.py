@@ -79,33 +79,49 @@ def permeability(
     cells = solid if solid is not None else inverse_permeability
     if cells is None:
         arguments.refuse("permeability", "solid", "None", "a mask, or inverse_permeability", "pass one of them")
+    name = "solid" if solid is not None else "inverse_permeability"
+    if not arguments.is_numeric(cells) or jnp.ndim(cells) not in (2, 3):
+        got = f"of shape {jnp.shape(cells)}" if arguments.is_numeric(cells) else f"a {type(cells).__name__}"
+        arguments.refuse("permeability", name, got, "an array in two or three dimensions", "pass a picture of the cell")
     shape = jnp.shape(cells)
     several: Any = spacing
+    for size in several if isinstance(several, tuple | list) else (several,):
+        arguments.check_number("permeability", "spacing", size, "> 0", lambda h: h > 0, "it is a length", scalar=False)
+        if not arguments.is_numeric(size) or jnp.iscomplexobj(size):
+            got, expected = f"a {type(size).__name__}", "one real number, or one for each axis"
+            arguments.refuse("permeability", "spacing", got, expected, "it is a length", error=TypeError)
     sizes = tuple(several) if isinstance(several, tuple | list) or jnp.ndim(several) else (several,) * len(shape)
     if len(sizes) != len(shape):
         arguments.refuse(
             "permeability", "spacing", f"of {len(sizes)} numbers", f"one number or {len(shape)}", "one for each axis"
         )
-    grid = Grid(shape, (0.0,) * len(shape), tuple(n * h for n, h in zip(shape, sizes, strict=True)))
-    operators = discretize(grid, _TORUS, solid=solid, inverse_permeability=inverse_permeability)
-    dtype = jnp.result_type(dtype)
-    arguments.check_dtype("permeability", "dtype", dtype)
-    forces = Velocity(
-        *(
-            jnp.stack([jnp.full(part, 1.0 if driven == c else 0.0, dtype) for driven in range(grid.dim)])
-            for c, part in enumerate(face_shapes(grid, _TORUS))
-        )
-    )
+    dtype = arguments.float_dtype("permeability", dtype)
+    # arrays of one dtype, which a transfer guard allows
+    number = lambda value: arguments.constant(value, dtype)
+    corners = tuple(number(0.0) for _ in shape), tuple(number(n) * number(h) for n, h in zip(shape, sizes, strict=True))
+    grid = Grid(shape, *corners)
+    operators = discretize(grid, _TORUS, viscosity=number(1.0), solid=solid, inverse_permeability=inverse_permeability)
+    # [driven, ...]: one along the axis that drives, zero along the others
+    unit = lambda c, faces: np.broadcast_to(np.eye(grid.dim)[c].reshape(-1, *[1] * grid.dim), (grid.dim, *faces))
+    shapes = face_shapes(grid, _TORUS)
+    forces = Velocity(*(arguments.constant(unit(c, faces), dtype) for c, faces in enumerate(shapes)))
     solution = jax.vmap(lambda force: solve(operators, force, method=method, rtol=rtol))(forces)
-    axes = tuple(range(1, grid.dim + 1))
-    means = jnp.stack([jnp.mean(part, axes) for part in solution.velocity.components])
-    percolates = jnp.ones(grid.dim, bool)
-    if solid is not None:
+    if solid is None:
+        percolates = arguments.constant(np.ones(grid.dim), bool)
+    else:
         mask = as_solid("permeability", solid, grid)
-        if is_concrete(mask):
-            percolates = jnp.asarray(percolating_axes(np.asarray(mask), _TORUS))
-        else:
-            percolates = jnp.any(components(mask, _TORUS).winds, 0)
+        winds = percolating_axes(np.asarray(mask), _TORUS) if is_concrete(mask) else None
+        percolates = jnp.any(components(mask, _TORUS).winds, 0) if winds is None else arguments.constant(winds, bool)
+    return _permeability(operators, forces, solution, percolates)
+
+
+@jax.jit
+def _permeability(
+    operators: StokesOperators, forces: Velocity, solution: StokesSolution, percolates: Array
+) -> Permeability:
+    dim, dtype = operators.grid.dim, forces.u.dtype
+    axes = tuple(range(1, dim + 1))
+    means = jnp.stack([jnp.mean(part, axes) for part in solution.velocity.components])
     among = lambda *codes: jnp.any(jnp.stack([solution.status == jnp.int32(code) for code in codes]), 0)
     invalid = among(Status.NONFINITE_INPUT, Status.OUT_OF_RANGE)
     status = jnp.where(percolates | invalid, solution.status, jnp.int32(Status.NOT_PERCOLATING))
@@ -116,7 +132,6 @@ def permeability(
     return Permeability(arguments.nan_unless(tensor.T, usable, 1).T, status, solution.stats)
 
 
-@jax.jit
 def _work_of_residual(operators: StokesOperators, force: Velocity, solution: StokesSolution) -> Array:
     """|sum of r u| / |sum of f u|, r = f - A u - B^T p: to first order the relative error of the mean velocity."""
     operators, u, p = jax.lax.stop_gradient((operators, solution.velocity, solution.pressure))

@@ -40,8 +40,7 @@ class SchurComplement:
 
         NaN where those do not converge.
         """
-        cells = units.in_unit_cells(self.operators, pressure.dtype)  # S has no unit
-        return cells.divergence(_inverse_laplacian(cells, cells.gradient(pressure)))
+        return _product(self.operators, pressure)
 
     @property
     def null_space(self) -> list[Array]:
@@ -91,6 +90,12 @@ def schur_complement(operators: StokesOperators) -> SchurComplement:
     """
     check_operators("schur_complement", operators)
     return SchurComplement(operators)
+
+
+@jax.jit
+def _product(operators: StokesOperators, pressure: Array) -> Array:
+    cells = units.in_unit_cells(operators, pressure.dtype)  # S has no unit
+    return cells.divergence(_inverse_laplacian(cells, cells.gradient(pressure)))
 
 
 def _inverse_laplacian(operators: StokesOperators, right: Velocity) -> Velocity:
@@ -209,6 +214,9 @@ def schur_extremes(
     """
     check_operators("schur_extremes", operators)
     arguments.check_key("schur_extremes", key)
+    arguments.check_count("schur_extremes", "num_steps", num_steps, minimum=1)
+    if tolerance is not None:
+        arguments.check_number("schur_extremes", "tolerance", tolerance, "> 0", lambda value: value > 0, "try 1e-6")
     like = operators.structure(float)[1]
     product = jax.tree_util.Partial(_completed, SchurComplement(operators))
     return extreme_eigenvalues(product, like, key=key, num_steps=num_steps, tolerance=tolerance)
@@ -253,15 +261,24 @@ def inf_sup_constant(operators: StokesOperators, *, key: PRNGKeyArray, num_steps
     arguments.check_key("inf_sup_constant", key)
     arguments.check_count("inf_sup_constant", "num_steps", num_steps, minimum=1)
     like = operators.structure(float)[1]
-    frozen = units.in_unit_cells(jax.lax.stop_gradient(operators), like.dtype)
+    frozen = _in_unit_cells(jax.lax.stop_gradient(operators), like.dtype)
     inverse = jax.tree_util.Partial(_completed_inverse, frozen, factorize(frozen, dtype=like.dtype))
     # the largest of the inverse is what is wanted; a number of steps beyond the number of cells is cut off
     ends = extreme_eigenvalues(inverse, like, key=key, num_steps=num_steps, num_smallest=0)
     vector = jax.lax.stop_gradient(ends.largest_vectors)[0]
+    return _root_of_quotient(operators, vector, ends.status)
+
+
+@jax.jit
+def _root_of_quotient(operators: StokesOperators, vector: Array, status: Array) -> Array:
+    """NaN where the vector is none of an eigenvalue."""
     value, residual = _quotient(operators, vector)
-    limit = 16 * math.sqrt(jnp.finfo(like.dtype).eps)
-    good = (ends.status == jnp.int32(Status.OK)) & (residual <= limit * value)
+    limit = 16 * math.sqrt(jnp.finfo(value.dtype).eps)
+    good = (status == jnp.int32(Status.OK)) & (residual <= limit * value)
     return jnp.sqrt(arguments.nan_unless(value, good))
+
+
+_in_unit_cells = jax.jit(units.in_unit_cells, static_argnums=1)
 
 
 def _completed_inverse(operators: StokesOperators, factor: StokesFactor, pressure: Array) -> Array:

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Int32
 from jaxnm import arguments
 from jaxnm.status import Status, first_failing
 from jaxnm.stokes import preconditioners, saddle, units
-from jaxnm.stokes.boundary_values import PRESSURE, BoundaryValues, right_hand_side
+from jaxnm.stokes.boundary_values import PRESSURE, BoundaryValues, check_values, right_hand_side
 from jaxnm.stokes.direct import factorize_box
 from jaxnm.stokes.grid import Boundary, Velocity, check_velocity
 from jaxnm.stokes.operators import StokesOperators, check_operators
@@ -92,9 +92,9 @@ def factorize(operators: StokesOperators, *, method: Method = "auto", dtype: Any
       'direct'
     """
     check_operators("factorize", operators)
-    dtype = jnp.result_type(dtype)
-    arguments.check_dtype("factorize", "dtype", dtype)
-    return _factorize(operators, choose_method(operators, method), dtype)
+    dtype = arguments.float_dtype("factorize", dtype)
+    operators = _as_arrays(operators, dtype)
+    return _factorize(operators, choose_method("factorize", operators, method), dtype)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -178,28 +178,28 @@ def solve(
     check_operators("solve", operators)
     force = check_velocity("solve", "force", force, operators.grid, operators.boundary)
     dtype = force.u.dtype
+    operators = _as_arrays(operators, dtype)
     if divergence is not None:
         (divergence,) = arguments.to_arrays("solve", divergence=divergence)
         shape = operators.grid.shape
         arguments.check_shape("solve", "divergence", divergence, f"{shape}", lambda s: s == shape)
         divergence = divergence.astype(dtype)
-    if boundary_values is not None:
-        theirs = boundary_values.grid.shape, boundary_values.boundary
-        same = theirs == (operators.grid.shape, operators.boundary)
-        if not same:
-            arguments.refuse(
-                "solve", "boundary_values", "of another grid or boundary", "that of the operators", "make them anew"
-            )
+    check_values("solve", "boundary_values", boundary_values, operators)
     if factor is None:
-        factor = factorize(operators, method=method, dtype=dtype)
+        factor = _factorize(operators, choose_method("solve", operators, method), dtype)
     _check_factor(operators, factor, dtype)
     rtol = (1e-10 if dtype == jnp.float64 else 1e-5) if rtol is None else rtol
     arguments.check_number("solve", "rtol", rtol, "in (0, 1)", lambda value: 0 < value < 1, "try 1e-8")
-    if not isinstance(max_steps, jax.Array):
-        arguments.check_count("solve", "max_steps", max_steps)
+    arguments.check_cap("solve", "max_steps", max_steps)
     arguments.check_count("solve", "refinements", refinements)
-    steps = jnp.asarray(max_steps, jnp.int32)
-    return _solve(operators, factor, force, divergence, boundary_values, jnp.asarray(rtol, dtype), steps, refinements)
+    limits = arguments.constant(rtol, dtype), arguments.constant(max_steps, jnp.int32)
+    return _solve(operators, factor, force, divergence, boundary_values, *limits, refinements)
+
+
+def _as_arrays(operators: StokesOperators, dtype: Any) -> StokesOperators:
+    """With Python numbers of the grid and the viscosity moved to the device, which a transfer guard allows."""
+    to_device = lambda leaf: arguments.constant(leaf, dtype) if arguments.is_number(leaf) else leaf
+    return jax.tree.map(to_device, operators)
 
 
 def _check_factor(operators: StokesOperators, factor: StokesFactor, dtype: Any) -> None:
@@ -218,14 +218,13 @@ def _check_factor(operators: StokesOperators, factor: StokesFactor, dtype: Any) 
         arguments.refuse("solve", "factor", got, "one of these operators", "make it anew")
 
 
-def choose_method(operators: StokesOperators, method: Method) -> str:
+def choose_method(function: str, operators: StokesOperators, method: Method) -> str:
     """The method meant by "auto", or the one given if it fits the domain."""
-    if method not in _METHODS:
-        arguments.refuse("solve", "method", repr(method), f"one of {_METHODS}", "use 'auto'")
+    arguments.check_option(function, "method", method, _METHODS, "use 'auto'")
     box, dim = _is_plain_box(operators), operators.grid.dim
     if method == "direct" and not (box and dim == 2):
         got = "'direct' for " + ("three dimensions" if dim == 3 else "a domain with solid or drag")
-        arguments.refuse("solve", "method", got, "a two-dimensional box", "use 'auto'")
+        arguments.refuse(function, "method", got, "a two-dimensional box", "use 'auto'")
     if method != "auto":
         return method
     return ("direct" if dim == 2 else "schur_cg") if box else "minres"
@@ -271,8 +270,8 @@ def _solve(
         iterations=figures.steps,
         momentum_residual=detached(ratio(figures.momentum, figures.data)),
         divergence=detached(ratio(figures.flux, jnp.maximum(figures.velocity, figures.data))),
-        compatibility_defect=detached(compatibility),
-        force_defect=detached(force_defect),
+        compatibility_defect=detached(guard * compatibility),
+        force_defect=detached(guard * force_defect),
     )
     conflict = jnp.maximum(stats.compatibility_defect, stats.force_defect) > jnp.sqrt(jnp.finfo(dtype).eps)
     # of a velocity below the smallest number nothing is left

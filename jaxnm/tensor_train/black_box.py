@@ -77,8 +77,8 @@ def from_black_box(
     tol = float(tol)
     arguments.check_number(name, "tol", tol, ">= 0", lambda value: value >= 0, "0 is as good as 8 machine epsilons")
     arguments.check_key(name, key)
-    if not isinstance(search, str) or search not in ("full", "rook"):
-        arguments.refuse(name, "search", repr(search), "'full' or 'rook'", "use 'rook'")
+    arguments.check_option(name, "search", search, ("full", "rook"), "use 'rook'")
+    arguments.check_callable(name, "f", f, "pass a function of indices")
     given = np.asarray(check_initial(name, initial, sizes)[0])
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)).reshape(-1).tolist())
     table = _Table(f, sizes)

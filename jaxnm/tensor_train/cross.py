@@ -146,7 +146,8 @@ def from_function(
     name = "from_function"
     sizes = checked_shape(name, shape)
     index = jax.ShapeDtypeStruct((len(sizes),), jnp.int32)
-    out = jax.eval_shape(f, index, *args)
+    arguments.check_tuple(name, "args", args)
+    out = arguments.shape_of_value(name, "f", f, index, *args, remedy="use from_black_box for a function of the host")
     found = f"{out.shape} of {out.dtype}" if isinstance(out, jax.ShapeDtypeStruct) else type(out).__name__
     if not (isinstance(out, jax.ShapeDtypeStruct) and out.shape == () and jnp.issubdtype(out.dtype, jnp.inexact)):
         arguments.refuse(
@@ -157,8 +158,7 @@ def from_function(
     arguments.check_count(name, "max_sweeps", max_sweeps, minimum=1)
     arguments.check_number(name, "tol", tol, ">= 0", lambda value: value >= 0, "0 is as good as 8 machine epsilons")
     arguments.check_key(name, key)
-    if not isinstance(search, str) or search not in SEARCHES:
-        arguments.refuse(name, "search", repr(search), f"one of {SEARCHES}", "use 'auto'")
+    arguments.check_option(name, "search", search, SEARCHES, "use 'auto'")
     size = bounded_rank(sizes, int(max_rank))
     if search == "auto":
         search = "rook" if ((size + ROOM) * max(sizes)) ** 2 >= _LARGE_BLOCK else "full"
@@ -225,8 +225,9 @@ def from_function_on(
       (1, 0)
     """
     name = "from_function_on"
-    if len(grids) == 0:
-        arguments.refuse(name, "grids", "empty", "at least one", "give one grid a mode")
+    arguments.check_list(name, "grids", grids, "one grid a mode")
+    arguments.check_tuple(name, "args", args)
+    arguments.check_callable(name, "f", f, "pass a function of a point")
     arrays = arguments.to_arrays(name, **{f"grids[{k}]": grid for k, grid in enumerate(grids)})
     for k, array in enumerate(arrays):
         condition = lambda shape: len(shape) == 1 and shape[0] >= 1
@@ -257,14 +258,11 @@ def check_initial(function: str, initial: Any, sizes: tuple[int, ...]) -> tuple[
     d = len(sizes)
     if initial is None:
         return arguments.constant(np.zeros((0, d)), jnp.int32), arguments.constant(False, bool)
-    if not all(isinstance(size, int) for size in jnp.shape(initial)):
+    if not all(isinstance(size, int) for size in np.shape(initial)):
         arguments.refuse(
-            function, "initial", f"of shape {jnp.shape(initial)}", "a known number", "export one program each"
+            function, "initial", f"of shape {np.shape(initial)}", "a known number", "export one program each"
         )
-    start = jnp.asarray(initial)
-    if not jnp.issubdtype(start.dtype, jnp.integer):
-        got = f"of dtype {start.dtype}"
-        arguments.refuse(function, "initial", got, "integers", "give indices, not points", error=TypeError)
+    start = arguments.to_integers(function, "initial", initial, "give indices, not points")
     condition = lambda shape: len(shape) == 2 and shape[1] == d
     arguments.check_shape(function, "initial", start, f"[m, {d}]", condition, "one row a multi-index")
     # unsigned indices have no negative ones to compare with

@@ -65,14 +65,13 @@ def from_dense(
     arguments.check_shape(name, "array", array, "one mode or more, none of them empty", condition)
     arguments.check_count(name, "max_rank", max_rank, minimum=1)
     arguments.check_number(name, "eps", eps, ">= 0", lambda value: value >= 0, "0 drops only what is nothing")
-    if method not in METHODS:
-        arguments.refuse(name, "method", repr(method), f"one of {METHODS}", "use 'auto'")
+    arguments.check_option(name, "method", method, METHODS, "use 'auto'")
     dtype = jnp.finfo(array.dtype).dtype
     if method == "auto":
         method = "gram" if gram_suffices(eps, array.ndim, dtype) else "exact"
-    if method == "randomized":
-        if key is None:
-            arguments.refuse(name, "key", "None", "a key for 'randomized'", "pass jax.random.key(0)")
+    if key is None and method == "randomized":
+        arguments.refuse(name, "key", "None", "a key for 'randomized'", "pass jax.random.key(0)")
+    if key is not None:
         arguments.check_key(name, key)
     (threshold,) = arguments.to_arrays(name, eps=eps)
     arguments.check_shape(name, "eps", threshold, "a scalar", lambda shape: shape == (), "one for all bonds")
@@ -101,6 +100,7 @@ def to_dense(tt: TT, *, max_size: int = _LARGEST) -> Inexact[Array, "..."]:
       [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
     """
     check_train("to_dense", tt=tt)
+    arguments.check_count("to_dense", "max_size", max_size)
     size = math.prod(tt.shape)
     if size > max_size:
         got = f"of {size} entries"

@@ -199,8 +199,7 @@ class _Operator(NamedTuple):
 
 
 def _checked_matrices(name: str, matrices: Sequence[Any]) -> list[Array]:
-    if len(matrices) == 0:
-        arguments.refuse(name, "matrices", "empty", "at least one", "give one matrix a mode")
+    arguments.check_list(name, "matrices", matrices, "one matrix a mode")
     arrays = arguments.to_arrays(name, **{f"matrices[{k}]": matrix for k, matrix in enumerate(matrices)})
     for k, array in enumerate(arrays):
         condition = lambda shape: len(shape) == 2 and shape[0] == shape[1] >= 1

@@ -66,8 +66,7 @@ def matrix_from_cores(cores: Sequence[ArrayLike], *, max_rank: int | None = None
       (3, 3, 3, 3)
     """
     name = "matrix_from_cores"
-    if len(cores) == 0:
-        arguments.refuse(name, "cores", "empty", "at least one", "give one core a mode")
+    arguments.check_list(name, "cores", cores, "one core a mode")
     arrays = arguments.to_arrays(name, **{f"cores[{k}]": core for k, core in enumerate(cores)})
     for k, core in enumerate(arrays):
         condition = lambda shape: len(shape) == 4 and min(shape) >= 1
@@ -204,8 +203,7 @@ def sum_many(
       >>> sum_many([ones] * 5, max_rank=2, key=jax.random.key(0)).ranks.tolist()
       [1, 1, 1, 1, 1]
     """
-    if len(trains) == 0:
-        arguments.refuse("sum_many", "trains", "empty", "at least one", "there is no zero without a shape")
+    arguments.check_list("sum_many", "trains", trains, "trains")
     for other in trains:
         check_same_shape("sum_many", trains[0], other)
     return round(reduce(add, trains), max_rank=max_rank, eps=eps, method=method, key=key)

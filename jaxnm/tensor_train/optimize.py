@@ -88,9 +88,7 @@ def grid_point(
     """
     name = "grid_point"
     arguments.check_count(name, "bits", bits, minimum=1)
-    index = jnp.asarray(index)
-    if not jnp.issubdtype(index.dtype, jnp.integer):
-        arguments.refuse(name, "index", f"of dtype {index.dtype}", "integers", "pass binary digits", error=TypeError)
+    index = arguments.to_integers(name, "index", index, "pass binary digits")
     condition = lambda shape: len(shape) >= 1 and shape[-1] >= bits and shape[-1] % bits == 0
     arguments.check_shape(name, "index", index, f"[..., d * {bits}]", condition, "give `bits` digits a dimension")
     d = index.shape[-1] // bits
@@ -127,9 +125,9 @@ def check_budget(function: str, budget: int, least: int, what: str) -> None:
 
 def value_dtype(function: str, f: Objective, point: jax.ShapeDtypeStruct, args: tuple) -> Any:
     """The floating dtype in which values of f are kept: its own, float32 at least, the default one for integers."""
-    if not isinstance(args, tuple):
-        arguments.refuse(function, "args", f"a {type(args).__name__}", "a tuple", "write (args,)", error=TypeError)
-    value = jax.eval_shape(f, point, *args)
+    arguments.check_tuple(function, "args", args)
+    remedy = f"use {function.partition('_')[0]}_ask_tell for a function of the host"
+    value = arguments.shape_of_value(function, "f", f, point, *args, remedy=remedy)
     if not isinstance(value, jax.ShapeDtypeStruct) or value.shape != ():
         got = f"with values of shape {value.shape}" if hasattr(value, "shape") else f"with values {value}"
         arguments.refuse(function, "f", got, "a scalar for one index", "f is mapped over batches inside")
@@ -143,10 +141,11 @@ def value_dtype(function: str, f: Objective, point: jax.ShapeDtypeStruct, args: 
 
 def checked_answer(function: str, indices: ArrayLike, values: ArrayLike, d: int, dtype: Any) -> tuple[Array, Array]:
     """What `tell` was told: indices [m, d] as int32, values [m] of a dtype."""
-    indices, values = jnp.asarray(indices), jnp.asarray(values)
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        got = f"of dtype {indices.dtype}"
-        arguments.refuse(function, "indices", got, "integers", "pass what ask returned", error=TypeError)
+    indices = arguments.to_integers(function, "indices", indices, "pass what ask returned")
+    if not arguments.is_numeric(values) and not isinstance(values, list | tuple):
+        got = f"a {type(values).__name__}"
+        arguments.refuse(function, "values", got, "an array", "one value an index", error=TypeError)
+    values = jnp.asarray(values)
     condition = lambda shape: len(shape) == 2 and shape[1] == d and shape[0] >= 1
     arguments.check_shape(function, "indices", indices, f"[m, {d}]", condition, "pass what ask returned")
     m = indices.shape[0]
@@ -162,11 +161,7 @@ def checked_answer(function: str, indices: ArrayLike, values: ArrayLike, d: int,
 
 def told_dtype(function: str, dtype: Any) -> Any:
     """The real floating dtype in which `tell` keeps values, the default one for None."""
-    dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
-    arguments.check_dtype(function, "dtype", dtype)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        arguments.refuse(function, "dtype", repr(str(dtype)), "a real dtype", "values are compared", error=TypeError)
-    return dtype
+    return arguments.float_dtype(function, float if dtype is None else dtype)
 
 
 # ------------------------------------------------------------------------------------------------ the best so far

@@ -37,10 +37,7 @@ def gather(tt: TT, indices: Int[ArrayLike, "m d"]) -> Inexact[Array, "m"]:
       [5.0, 6.0, nan]
     """
     check_train("gather", tt=tt)
-    indices = jnp.asarray(indices)
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        got = f"of dtype {indices.dtype}"
-        arguments.refuse("gather", "indices", got, "integers", "see `evaluate` for points", error=TypeError)
+    indices = arguments.to_integers("gather", "indices", indices, "see `evaluate` for points")
     d = tt.ndim
     arguments.check_shape("gather", "indices", indices, f"[m, {d}]", lambda shape: len(shape) == 2 and shape[1] == d)
     return _gather(tt, indices)
@@ -173,6 +170,7 @@ def marginal(tt: TT, modes: Sequence[int], weights: Sequence[Inexact[ArrayLike, 
     """
     check_train("marginal", tt=tt)
     d = tt.ndim
+    arguments.check_list("marginal", "modes", modes, "the modes that remain")
     for mode in modes:
         arguments.check_count("marginal", "a mode", mode, minimum=-d)
     kept = [int(mode) % d if -d <= mode < d else int(mode) for mode in modes]
@@ -184,6 +182,7 @@ def marginal(tt: TT, modes: Sequence[int], weights: Sequence[Inexact[ArrayLike, 
 
 def _weight_rows(function: str, tt: TT, weights: Sequence[Any]) -> Array:
     """[d, n], zero beyond the mode sizes."""
+    arguments.check_list(function, "weights", weights, "one array a mode")
     if len(weights) != tt.ndim:
         arguments.refuse(function, "weights", f"of length {len(weights)}", f"{tt.ndim} arrays", "one array a mode")
     arrays = arguments.to_arrays(function, cores=tt.cores, **{f"weights[{k}]": w for k, w in enumerate(weights)})[1:]

@@ -251,7 +251,8 @@ def protes_with_gradients(
     """
     name = "protes_with_gradients"
     arguments.check_key(name, key)
-    nodes = list(arguments.to_arrays(name, **{f"grids[{k}]": grid for k, grid in enumerate(grids)})) if grids else []
+    arguments.check_list(name, "grids", grids, "one grid a mode")
+    nodes = list(arguments.to_arrays(name, **{f"grids[{k}]": grid for k, grid in enumerate(grids)}))
     for k, grid in enumerate(nodes):
         arguments.check_shape(name, f"grids[{k}]", grid, "[n] with n >= 1", lambda s: len(s) == 1 and s[0] >= 1)
         arguments.check_real(name, f"grids[{k}]", grid)

@@ -84,8 +84,8 @@ def round(
     size = tt.max_rank if max_rank is None else max_rank
     arguments.check_count(name, "max_rank", size, minimum=1)
     arguments.check_number(name, "eps", eps, ">= 0", lambda value: value >= 0, "0 drops only what is nothing")
-    if method not in METHODS:
-        arguments.refuse(name, "method", repr(method), f"one of {METHODS}", "use 'auto'")
+    arguments.check_option(name, "method", method, METHODS, "use 'auto'")
+    arguments.check_flag(name, "return_error", return_error)
     dtype = jnp.finfo(tt.dtype).dtype
     if method == "auto":
         method = "gram" if gram_suffices(eps, tt.ndim, dtype) else "qr_svd"

@@ -118,7 +118,7 @@ def log_prob(
     """
     name = "log_prob"
     _check(name, tt, kind)
-    indices = _integers(name, "indices", indices)
+    indices = _narrowed(arguments.to_integers(name, "indices", indices, "round it"))
     condition = lambda shape: len(shape) == 2 and shape[1] == tt.ndim
     arguments.check_shape(name, "indices", indices, f"[m, {tt.ndim}]", condition)
     return _log_prob(tt, indices, _given(name, tt, given), kind)
@@ -237,22 +237,14 @@ def _log_prob(tt: TT, indices: Array, given: Array, kind: str) -> Array:
 
 def _check(function: str, tt: Any, kind: Any) -> None:
     check_train(function, tt=tt)
-    if kind not in KINDS:
-        arguments.refuse(function, "kind", repr(kind), f"one of {KINDS}", "use 'square' for trains of either sign")
+    arguments.check_option(function, "kind", kind, KINDS, "use 'square' for trains of either sign")
     if kind == "nonnegative":
         arguments.check_real(function, "tt", tt.cores)
 
 
-def _integers(function: str, argument: str, values: Any) -> Array:
-    array = jnp.asarray(values)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        arguments.refuse(function, argument, f"of dtype {array.dtype}", "integers", "round it", error=TypeError)
-    # wide integers keep their place outside of the modes
-    return _narrowed(array)
-
-
 @jax.jit
 def _narrowed(array: Array) -> Array:
+    """As int32; wide integers keep their place outside of the modes."""
     limits, places = jnp.iinfo(array.dtype), jnp.iinfo(jnp.int32)
     return jnp.clip(array, max(limits.min, places.min), min(limits.max, places.max)).astype(jnp.int32)
 
@@ -260,7 +252,7 @@ def _narrowed(array: Array) -> Array:
 def _given(function: str, tt: TT, given: Any) -> Array:
     if given is None:
         return arguments.constant(np.full(tt.ndim, -1), jnp.int32)
-    given = _integers(function, "given", given)
+    given = _narrowed(arguments.to_integers(function, "given", given, "round it"))
     expected = f"[{tt.ndim}], -1 for free modes"
     arguments.check_shape(function, "given", given, expected, lambda shape: shape == (tt.ndim,))
     return given

@@ -97,8 +97,7 @@ def from_cores(cores: Sequence[ArrayLike], *, max_rank: int | None = None) -> TT
       ((3, 4), [1, 2, 1], (2, 2, 4, 2))
     """
     name = "from_cores"
-    if len(cores) == 0:
-        arguments.refuse(name, "cores", "empty", "at least one", "give one core a mode")
+    arguments.check_list(name, "cores", cores, "one core a mode")
     arrays = arguments.to_arrays(name, **{f"cores[{k}]": core for k, core in enumerate(cores)})
     for k, core in enumerate(arrays):
         condition = lambda shape: len(shape) == 3 and min(shape) >= 1
@@ -170,9 +169,7 @@ def to_cores(tt: TT) -> list[Inexact[Array, "r n r'"]]:
 
 def checked_shape(function: str, shape: Sequence[int]) -> tuple[int, ...]:
     """The mode sizes as a tuple of Python integers, at least one of them and none below one."""
-    if isinstance(shape, int | np.integer) or len(shape) == 0:
-        got = repr(shape) if isinstance(shape, int | np.integer) else "empty"
-        arguments.refuse(function, "shape", got, "a sequence of d >= 1 mode sizes", "pass (n,) * d")
+    arguments.check_list(function, "shape", shape, "one size a mode")
     for k, size in enumerate(shape):
         arguments.check_count(function, f"shape[{k}]", size, minimum=1)
     return tuple(int(size) for size in shape)

@@ -235,10 +235,7 @@ def _start(
     arguments.check_shape(name, "scale", scale, "a scalar", lambda s: s == (), "one for all values")
     layout = _Layout(shape, bounded_rank(shape, int(rank)), 1 if len(shape) == 1 else int(sites))
     if initial is not None:
-        initial, d = jnp.asarray(initial), len(shape)
-        if not jnp.issubdtype(initial.dtype, jnp.integer):
-            got = f"of dtype {initial.dtype}"
-            arguments.refuse(name, "initial", got, "integers", "pass multi-indices", error=TypeError)
+        initial, d = arguments.to_integers(name, "initial", initial, "pass multi-indices"), len(shape)
         condition = lambda s: len(s) == 2 and s[0] >= 1 and s[1] == d
         arguments.check_shape(name, "initial", initial, f"[m, {d}] with m >= 1", condition, "one row an index")
         initial = initial[: layout.rank].astype(jnp.int32)

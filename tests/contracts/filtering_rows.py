@@ -253,7 +253,9 @@ FILTERING_ROWS = [
     ),
     Row(
         "filtering.nearest_ranges",
-        of(lambda x, b: filtering.nearest_ranges(x, b, 2), lambda d: matrix(d, 3, 2), lambda d: matrix(d, 4, 2)),
+        of(
+            lambda x, b: filtering.nearest_ranges(x, b, 2), lambda d: matrix(d, 3, 2), lambda d: matrix(d, 4, 2, seed=1)
+        ),
         scaling=law(1, 1, result=1),
     ),
     Row(

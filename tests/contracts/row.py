@@ -81,8 +81,16 @@ class Row:
     differentiable: bool | str = True
     transformable: bool | str = True
     heavy: bool = False
-    tolerance: float | None = None
-    """How far two ways of calling may differ, where an iteration stops by a tolerance; None for 200 eps."""
+    tolerance: float | dict[str, float] | None = None
+    """How far two ways of calling may differ, where an iteration stops by a tolerance; None for 200 eps.
+
+    Never below 200 eps; one for each dtype where the tolerance of single precision is above that."""
+    derivative_tolerance: float = 0.0
+    """The same for derivatives, where it is above ten times that of values."""
+    difference_tolerance: float = 1e-5
+    """How far second derivatives may be from differences, where a derivative is itself an approximation."""
+    smooth: Callable[[Any, Any], Any] = lambda args, tangents: tangents
+    """From arguments and tangents to directions in which the function is smooth, where it is not in all."""
     order: int | None = 2
     """Derivatives up to which order: 2 stands for all, at 1 and 0 the next one raises, None has no floating result."""
     rounding: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnm import stokes
+from jaxnm import arguments, stokes
 from tests.contracts.row import Law, Row, law, matrix, number, of
 
 _CHANNEL = stokes.Boundary(x=("inflow", "do_nothing"))
@@ -49,7 +49,7 @@ def _discretize(grid: stokes.Grid, viscosity: jax.Array, drag: jax.Array) -> sto
 
 
 def _pressed(operators: stokes.StokesOperators, velocity: stokes.Velocity, pressure: jax.Array) -> jax.Array:
-    return stokes.force_on_solid(operators.replace(solid=jnp.asarray(_SOLID)), velocity, pressure)
+    return stokes.force_on_solid(operators.replace(solid=arguments.constant(_SOLID, bool)), velocity, pressure)
 
 
 def _solve(
@@ -69,9 +69,10 @@ def _positive(dtype: Any) -> jax.Array:
     return 1 + matrix(dtype, 4, 5) ** 2
 
 
+_KEY = jax.random.key(0)
 _HOST = "a static number or mask, computed on the host while tracing; see tests/stokes"
 _EIGENVALUES = "eigenvalues of a square root of a singular matrix; those at the ends are, as schur_extremes shows"
-_extremes = lambda name: lambda operators: getattr(stokes, name)(operators, key=jax.random.key(0), num_steps=20)
+_extremes = lambda name: lambda operators: getattr(stokes, name)(operators, key=_KEY, num_steps=20)
 
 # powers of a unit of length (1), of viscosity (2) and of velocity (3), where an argument has several
 _CORNERS = stokes.Grid((4, 5), (1, 1), (1, 1))
@@ -95,7 +96,7 @@ STOKES_ROWS = [
     ),
     Row(
         "stokes.zero_velocity",
-        of(lambda x: stokes.zero_velocity(_grid(x.dtype), _CHANNEL, x.dtype), number(1.0)),
+        of(jax.jit(lambda x: stokes.zero_velocity(_grid(x.dtype), _CHANNEL, x.dtype)), number(1.0)),
         scaling="zero in any unit",
     ),
     Row(
@@ -105,7 +106,7 @@ STOKES_ROWS = [
     ),
     Row(
         "stokes.boundary_values",
-        of(_set, number(0.2), number(0.5), number(1.0)),
+        of(jax.jit(_set), number(0.2), number(0.5), number(1.0)),
         scaling=law(0, 1, 1, result={".values": 1}),
     ),
     Row(

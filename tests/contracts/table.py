@@ -53,12 +53,12 @@ def _curvatures(dtype: Any) -> jax.Array:
 
 def _extreme_eigenvalues(a: jax.Array) -> linalg.ExtremeEigenvalues:
     like = jax.ShapeDtypeStruct(a.shape[-1:], a.dtype)
-    return linalg.extreme_eigenvalues(lambda v: linalg.matmul(a, v), like, key=jax.random.key(0))
+    return linalg.extreme_eigenvalues(lambda v: linalg.matmul(a, v), like, key=_KEY)
 
 
 def _spectral_measure(a: jax.Array) -> linalg.SpectralMeasure:
     like = jax.ShapeDtypeStruct(a.shape[-1:], a.dtype)
-    return linalg.spectral_density(lambda v: linalg.matmul(a, v), like, key=jax.random.key(0), num_steps=2)
+    return linalg.spectral_density(lambda v: linalg.matmul(a, v), like, key=_KEY, num_steps=2)
 
 
 def _trace_of_function(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -94,7 +94,7 @@ def _separable(sizes: jax.Array, right: jax.Array, shift: jax.Array) -> jax.Arra
 
 def _largest_margin(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """P and P - a^T P a."""
-    basis = jnp.asarray([[[1, 0], [0, 0]], [[0, 1], [1, 0]], [[0, 0], [0, 1]]], a.dtype)
+    basis = arguments.constant([[[1, 0], [0, 0]], [[0, 1], [1, 0]], [[0, 0], [0, 1]]], a.dtype)
     images = jnp.stack([linalg.matmul(linalg.matmul(a.T, matrix), a) for matrix in basis])
     solution = linalg.maximize_margin([basis, basis - images])
     return solution.margin, solution.status
@@ -106,7 +106,7 @@ def _certified_rate(method: first_order.StateSpace, mu: jax.Array, L: jax.Array)
 
 
 def _own_rate(method: first_order.StateSpace, mu: jax.Array, L: jax.Array) -> tuple[jax.Array, ...]:
-    certificate = first_order.check_lyapunov(method, jnp.asarray([[2.0, -1.0], [-1.0, 1.0]], mu.dtype), mu, L)
+    certificate = first_order.check_lyapunov(method, arguments.constant([[2.0, -1.0], [-1.0, 1.0]], mu.dtype), mu, L)
     return certificate.rate, certificate.status
 
 
@@ -133,6 +133,12 @@ def _grid(rates: jax.Array, curvatures: jax.Array) -> first_order.Analysis:
     return first_order.analyze_learning_rates(lambda rate: optax.sgd(rate, momentum=0.5), rates, curvatures)
 
 
+def _of_step_only(args: Any, tangents: Any) -> Any:
+    """No change of A and C, whose eigenvalue one at curvature zero would move, nor of what gradients do not get to."""
+    zero, method = tangents[0].A * 0, args[0]
+    return (method.replace(A=zero, B=0.3 * method.B, C=zero[0]), *tangents[1:])
+
+
 def _constructor(name: str, *values: float, scaling: tuple[Law, ...] | str) -> Row:
     return Row(f"first_order.{name}", of(getattr(first_order, name), *map(number, values)), scaling=scaling)
 
@@ -155,11 +161,11 @@ _DISCRETE = "returns a truth value or a code"
 
 
 def _solve_status(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    return lambda x: status.first_failing((x > 0, status.Status.NOT_STABLE)), (jnp.asarray(1.0, dtype),)
+    return jax.jit(lambda x: status.first_failing((x > 0, status.Status.NOT_STABLE))), (jnp.asarray(1.0, dtype),)
 
 
 def _merge(dtype: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    return lambda x: status.merge((x > 0).astype(jnp.int32), jnp.int32(4)), (jnp.asarray(1.0, dtype),)
+    return jax.jit(lambda x: status.merge((x > 0).astype(jnp.int32), jnp.int32(4))), (jnp.asarray(1.0, dtype),)
 
 
 _BILINEAR = law(1, 0, result=1) + law(0, 1, result=1)
@@ -255,7 +261,12 @@ ROWS = [
         order=0,
         scaling="the matrix has no unit; for units of the inequalities see tests/linalg/test_lmi.py",
     ),
-    Row("linalg.smoothed_density", _smoothed_density, scaling="its units are those of nodes that are no argument"),
+    Row(
+        "linalg.smoothed_density",
+        _smoothed_density,
+        rounding=(".standard_error",),  # where the width is huge, all probes say the same
+        scaling="its units are those of nodes that are no argument",
+    ),
     Row(
         "linalg.solve_discrete_lyapunov",
         of(linalg.solve_discrete_lyapunov, lambda d: 0.3 * matrix(d, 2, 2), lambda d: _positive(d, 2)),
@@ -304,7 +315,9 @@ ROWS = [
         Row(f"arguments.{name}", of(arguments.is_number, number(1.0)), _HOST, _HOST, order=None, scaling=_ANY_UNITS)
         for name in (
             "refuse", "is_number", "to_arrays", "complex_dtype", "check_shape", "check_square", "check_real",
-            "check_number", "check_count", "check_key", "check_dtype", "constant",
+            "check_number", "check_count", "check_key", "check_dtype", "constant", "is_numeric", "check_axis",
+            "check_batch", "check_callable", "check_cap", "check_flag", "check_list", "check_option", "check_tuple",
+            "float_dtype", "shape_of_value", "to_integers",
         )
     ),
     Row(
@@ -321,7 +334,7 @@ ROWS = [
     ),
     Row(
         "arguments.nan_unless",
-        of(lambda x: arguments.nan_unless(x, jnp.array(True)), lambda d: matrix(d, 3)),
+        of(jax.jit(lambda x: arguments.nan_unless(x, jnp.isfinite(x))), lambda d: matrix(d, 3)),
         scaling=law(1, result=1),
     ),
     Row(
@@ -377,6 +390,7 @@ ROWS = [
     Row(
         "first_order.stability_limit",
         of(first_order.stability_limit, _method),
+        smooth=_of_step_only,
         scaling=law(_RATE, result=1) + law(_STATE, result=0),
     ),
     Row(
@@ -457,10 +471,11 @@ ROWS = [
     ),
     Row(
         "first_order.certify_rate",
-        of(_certified_rate, _method, number(0.1), number(1.0)),
+        of(_certified_rate, _method, number(0.5), number(1.0)),
         "the multipliers give the first derivative only",
         heavy=True,
-        tolerance=1e-7,
+        tolerance={"float64": 1e-6, "float32": 2e-3},  # of 1 - rate: a millionth, and half a percent
+        derivative_tolerance=1e-4,  # as its docstring says
         order=1,
         scaling=law(_RATE, 1, 1, result=0) + law(_STATE, 0, 0, result=0),
     ),
@@ -481,12 +496,13 @@ ROWS = [
     Row(
         "first_order.analyze",
         of(first_order.analyze, _method, _curvatures),
+        smooth=_of_step_only,
         heavy=True,
         scaling=law(_in_units(0, 1, 0), -1, result=_CARD | {".method.B": 1}),
     ),
     Row(
         "first_order.analyze_learning_rates",
-        of(_grid, _curvatures, _curvatures),
+        of(jax.jit(_grid), lambda d: jnp.asarray([0.13, 0.45, 0.9], d), _curvatures),
         heavy=True,
         # the states of the method are in powers of two of the parameters' units
         scaling=law(1, -1, result=_CARD | {".learning_rate": 1, ".method": None, ".state_units": None}),

@@ -95,7 +95,8 @@ def _name(row):
 
 
 def _allowed(row, dtype):
-    return max(200 * float(jnp.finfo(dtype).eps), row.tolerance or 0.0)
+    tolerance = row.tolerance.get(str(jnp.dtype(dtype))) if isinstance(row.tolerance, dict) else row.tolerance
+    return max(200 * float(jnp.finfo(dtype).eps), tolerance or 0.0)
 
 
 def _laws_and_scales(row, dtype):
@@ -271,8 +272,9 @@ def test_derivatives(row: Row, dtype: str, record_figure):
         reference = both(args, tangents, multiplied(weights, cotangents))[1]
         backwards = [_times_sizes(args, gradients) for gradients in (law.scaled(new[1], s), reference)]
         error = max(_worst([*zip(*forwards, strict=True)]), _worst([tuple(backwards)]))
-        record_figure("units of derivatives", row.name, error / (10 * _allowed(row, dtype)))
-        assert error <= 10 * _allowed(row, dtype), f"times {s} by {law}: {error}"
+        allowed = max(10 * _allowed(row, dtype), row.derivative_tolerance)
+        record_figure("units of derivatives", row.name, error / allowed)
+        assert error <= allowed, f"times {s} by {law}: {error}"
 
 
 @pytest.mark.parametrize("row", [row for row in TRANSFORMABLE if row.order in (0, 1)], ids=lambda row: row.name)
@@ -305,11 +307,38 @@ def test_rows_say_their_order_and_their_units():
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("row", [row for row in TRANSFORMABLE if row.order in (1, 2)], ids=_name)
+def test_first_derivatives_agree_with_differences(row: Row, record_figure):
+    """The derivative of a random combination of the results along a random direction, against differences of it."""
+    function, args, _ = _arguments(row, jnp.float64)
+    tangents = jax.tree.map(lambda x, t: t * jnp.maximum(jnp.max(jnp.abs(x)), 1e-3), args, _noise(args, 100))
+    tangents = row.smooth(args, tangents)
+    shapes = jax.eval_shape(function, *args)
+    cotangents = [
+        weight if counts else 0 * weight
+        for counts, weight in zip(_compared(row, shapes), _noise(_floats(shapes), 101), strict=True)
+    ]
+    total = lambda args: sum(
+        jnp.sum((weight * leaf).real) for weight, leaf in zip(cotangents, _floats(function(*args)), strict=True)
+    )
+    value = jax.jit(total, compiler_options=QUICK)
+    h = 1e-4
+    moved = lambda d: float(value(jax.tree.map(lambda x, t: x + d * t, args, tangents)))
+    difference = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
+    slope = float(jax.jit(lambda args, t: jax.jvp(total, (args,), (t,))[1], compiler_options=QUICK)(args, tangents))
+    noise = max(_allowed(row, jnp.float64), 1e3 * float(jnp.finfo(jnp.float64).eps)) * abs(moved(0.0)) / h
+    allowed = max(row.difference_tolerance, row.derivative_tolerance) * abs(difference) + noise
+    record_figure("first derivatives", row.name, abs(slope - difference) / allowed if allowed else 0.0)
+    assert abs(slope - difference) <= allowed
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("row", [row for row in TRANSFORMABLE if row.order == 2], ids=_name)
 def test_second_derivatives_agree_with_differences(row: Row, record_figure):
     """A product with the Hessian of a random combination of the results, against differences of its gradient."""
     function, args, _ = _arguments(row, jnp.float64)
     tangents = jax.tree.map(lambda x, t: t * jnp.maximum(jnp.max(jnp.abs(x)), 1e-3), args, _noise(args, 100))
+    tangents = row.smooth(args, tangents)
     outputs = lambda *args: _floats(function(*args))
     cotangents = _noise(jax.eval_shape(outputs, *args), 101)
     gradient = lambda *args: jax.vjp(outputs, *args)[1](cotangents)
@@ -320,7 +349,7 @@ def test_second_derivatives_agree_with_differences(row: Row, record_figure):
     first, second = both(args, tangents)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(second))
     error, size = _norm(jax.tree.map(jnp.subtract, second, differences)), _norm(differences)
-    allowed = 1e-5 * size + 1e-6 * _norm(first)
+    allowed = row.difference_tolerance * size + 1e-6 * _norm(first)
     record_figure("second derivatives", row.name, error / allowed if allowed else 0.0)
     assert error <= allowed
 
@@ -358,6 +387,8 @@ def test_a_member_is_the_same_alone_in_a_batch_and_in_another_order(row: Row, re
             chex.assert_trees_all_equal(getattr(other, "status", None), getattr(single, "status", None))
             if i in ordinary or row.order is None:
                 chex.assert_trees_all_equal(integers(other), integers(single))
+            if np.any(getattr(single, "status", 0)):
+                continue  # nothing is promised of its figures
             leaves = zip(_compared(row, other), _floats(other), _floats(single), strict=True)
             error = _worst([(a, b) for counts, a, b in leaves if counts])
             assert error <= (_allowed(row, jnp.float64) if i in ordinary else 1e-6), f"member {i}: {error}"
@@ -374,7 +405,9 @@ def test_a_batch_of_symbolic_size_is_exported_or_refused_by_the_house(row: Row):
     try:
         jax.export.export(jax.jit(jax.vmap(lambda *args: jax.tree.leaves(function(*args)))))(*batch)
     except (TypeError, ValueError) as refusal:
-        if not re.search(r"^\w+: .* expected .*concrete.*; ", str(refusal)):
+        # a collective with a batch of symbolic size is refused by the lowering of JAX, as the docstring says
+        collective = row.name == "filtering.sharded_particle_filter" and "Cannot lower jaxpr" in str(refusal)
+        if not collective and not re.search(r"^\w+: .* expected .*(concrete|known).*; ", str(refusal)):
             raise
 
 

@@ -268,3 +268,22 @@ def test_the_inf_sup_constant_of_long_boxes(length):
     found = float(stokes.inf_sup_constant(operators, key=jax.random.key(0)))
     assert found == pytest.approx(float(stokes.schur_eigenvalues(operators)[0]) ** 0.5, rel=1e-8)
     assert np.isnan(stokes.inf_sup_constant(operators, key=jax.random.key(0), num_steps=2))
+
+
+def test_beside_a_strong_drag_the_flow_is_darcys():
+    """From a drag of 1e8 / h^2 on: against a dense solution of D u + grad p = f, div u = 0, which has no viscosity."""
+    drag = 1 + np.random.default_rng(0).normal(size=(4, 5)) ** 2
+    grid, boundary = stokes.Grid((4, 5)), stokes.Boundary("periodic", "periodic")
+    dense = lambda d: np.asarray(stokes.discretize(grid, boundary, inverse_permeability=jnp.asarray(d)).to_dense())
+    viscous = dense(np.zeros((4, 5)))
+    matrix = dense(drag) - viscous
+    matrix[40:, :40], matrix[:40, 40:] = viscous[40:, :40], viscous[:40, 40:]
+    forces = np.kron(np.eye(3)[:, :2], np.ones((20, 1)))
+    flows = np.linalg.lstsq(matrix, forces, rcond=1e-12)[0]
+    wanted = flows[:40].reshape(2, 20, 2).mean(1)
+    of = jax.jit(jax.vmap(lambda s: stokes.permeability(inverse_permeability=s * jnp.asarray(drag), rtol=1e-12)))
+    strengths = jnp.asarray([1e12, 1e16, 1e30])
+    found = of(strengths)
+    np.testing.assert_array_equal(found.status, np.zeros((3, 2)))
+    for s, tensor in zip(strengths, found.tensor, strict=True):
+        np.testing.assert_allclose(tensor * s, wanted, rtol=1e-10, atol=1e-12)

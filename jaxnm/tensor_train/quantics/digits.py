@@ -172,13 +172,7 @@ def check_real(function: str, argument: str, value: Any) -> None:
 
 
 def _integers(function: str, argument: str, values: Any) -> Array:
-    if isinstance(values, list | tuple):
-        arguments.refuse(
-            function, argument, f"a {type(values).__name__}", "an array", "use jnp.asarray", error=TypeError
-        )
-    array = jnp.asarray(values)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        arguments.refuse(function, argument, f"of dtype {array.dtype}", "integers", "see `points`", error=TypeError)
+    array = arguments.to_integers(function, argument, values, "see `points`")
     return array.astype(jnp.int32) if array.dtype.itemsize < 4 else array
 
 

@@ -302,6 +302,7 @@ def _automaton(begin: Array, matrices: Array, end: Array) -> TT:
 
 
 def _interpolant(function: str, f: Callable, bits: int, count: int, start: Any, spacing: Any) -> TT:
+    arguments.check_callable(function, "f", f, "pass a function of a point")
     first, offsets = grid(function, bits, start, spacing)
     nodes = chebyshev_nodes(count)
     # a bond stands for the intervals before it, for values at the nodes, or for the points behind it: what is fewest

@@ -58,6 +58,7 @@ def shift(bits: int, by: int = 1, *, periodic: bool = False, dtype: Any = None) 
                 total = j + digit + carried
                 core[total // 2, total % 2, j, carried] = 1
         cores.append(core)
+    arguments.check_flag("shift", "periodic", periodic)
     begin = np.ones(2) if periodic else np.array([1.0, 0.0])
     cores = _closed(cores, begin, np.array([1.0, 0.0]))
     cores = [core if by >= 0 else core.swapaxes(1, 2) for core in cores]
@@ -200,6 +201,7 @@ def fourier(bits: int, *, eps: float = 1e-10, inverse: bool = False, dtype: Any 
             core[:, k, i] = np.exp(-2j * np.pi * i * moved)[:, None] * lagrange(nodes, moved) / 2
     cores = _closed([core] * bits, lagrange(nodes, np.zeros(1))[0], np.ones(_NODES))
     cores = _rounded(cores, eps)
+    arguments.check_flag(name, "inverse", inverse)
     if inverse:
         cores = [core.conj().swapaxes(1, 2) for core in cores]
     return _operator(cores, dtype, bits * math.log(2) / 2)
@@ -273,11 +275,7 @@ def lagrange(nodes: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 def checked_dtype(function: str, dtype: Any) -> Any:
     """A floating dtype, the default one for None."""
-    dtype = jnp.result_type(float) if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        arguments.refuse(function, "dtype", str(dtype), "a floating one", "leave it out", error=TypeError)
-    arguments.check_dtype(function, "dtype", dtype)
-    return dtype
+    return arguments.float_dtype(function, float if dtype is None else dtype, real=False)
 
 
 def _log_factor(function: str, spacing: Any, dtype: Any, power: int, binary: int = 0) -> tuple[Any, Array]:
