@@ -219,7 +219,9 @@ def _curvatures(function: str, spectrum: Any, dtype: Any) -> _Curvatures:
             arguments.refuse(function, "spectrum", f"a tuple of {len(spectrum)}", "a pair (mu, L)", "pass an array")
         check_curvatures(function, *spectrum, positive=False)
         mu, L = (
-            arguments.constant(end, dtype) if arguments.is_number(end) else arguments.to_arrays(function, spectrum=end)[0]
+            arguments.constant(end, dtype)
+            if arguments.is_number(end)
+            else arguments.to_arrays(function, spectrum=end)[0]
             for end in spectrum
         )
         for end, array in (("mu", mu), ("L", L)):
@@ -228,16 +230,19 @@ def _curvatures(function: str, spectrum: Any, dtype: Any) -> _Curvatures:
                 function, f"{end} of spectrum", array, "a scalar, shape ()", lambda shape: shape == (),
                 "pass an array for single curvatures, and jax.vmap for a batch",
             )  # fmt: skip
-        return _Curvatures(jnp.stack([mu, L]), jnp.zeros(0, mu.dtype), status, True, _INTERVAL_POINTS)
+        return _Curvatures(
+            jnp.stack([mu, L]), arguments.constant(np.zeros(0), mu.dtype), status, True, _INTERVAL_POINTS
+        )
     (curvatures,) = arguments.to_arrays(function, spectrum=spectrum)
     arguments.check_real(function, "spectrum", curvatures)
     arguments.check_shape(
         function, "spectrum", curvatures, "[m] with m >= 1", lambda shape: len(shape) == 1 and shape[0] > 0
     )
     m = curvatures.shape[0]
-    return _Curvatures(curvatures, jnp.full_like(curvatures, 1 / m), status, False, m)
+    return _Curvatures(curvatures, arguments.constant(np.full(m, 1 / m), curvatures.dtype), status, False, m)
 
 
+@jax.jit
 def _analyze(given_method: StateSpace, given: _Curvatures, flags: tuple[Array, Array]) -> Analysis:
     units = parameter_units(given_method)
     method = given_method.rescaled(units)

@@ -151,7 +151,7 @@ def maximize_margin(
     flat_blocks, flat_scalars = arguments.without_derivative(
         name, "an inequality", (flat_blocks, flat_scalars), remedy="use the duals, as its docstring says"
     )
-    solution = _solve(flat_blocks, flat_scalars, jnp.asarray(tolerance, dtype), max_steps)
+    solution = _solve(flat_blocks, flat_scalars, arguments.constant(tolerance, dtype), max_steps)
     return jax.tree.map(lambda leaf: leaf.reshape(batch + leaf.shape[1:]), solution)
 
 

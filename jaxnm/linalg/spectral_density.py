@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int32, Key
 
 from jaxnm import arguments
+from jaxnm.linalg.factorizations import safe_norm
 from jaxnm.linalg.lanczos import (
     Operator,
     advance,
@@ -209,10 +210,9 @@ def _mean_over_probes(values: Array, scale: Array) -> TraceEstimate:
     probes = values.shape[-1]
     if probes == 1:
         return TraceEstimate(scale * values[..., 0], jnp.full(values.shape[:-1], jnp.nan, values.dtype))
-    return TraceEstimate(
-        scale * jnp.mean(values, -1),
-        scale * jnp.std(jax.lax.stop_gradient(values), -1, ddof=1) / jnp.sqrt(jnp.asarray(probes, values.dtype)),
-    )
+    mean = jnp.mean(values, -1)
+    deviation = safe_norm(values - mean[..., None], -1)  # with a derivative where all probes say the same
+    return TraceEstimate(scale * mean, scale * deviation / jnp.sqrt(jnp.asarray(probes * (probes - 1), values.dtype)))
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))

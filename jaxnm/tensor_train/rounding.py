@@ -57,7 +57,7 @@ def round(
         of the machine epsilon or more (2.4e-7, in float32 5.5e-3); else "qr_svd".
       key: of `jax.random.key`, for "randomized".
       return_error: whether the distance is returned too (static): the root of the summed squares of dropped singular
-        values, for "randomized" that of the second step.
+        values, for "randomized" that of the second step; a constant for derivatives.
 
     Returns:
       `TT` with cores [d, max_rank, n, max_rank], left-orthogonal but for the last, whose largest entry is between one

@@ -120,6 +120,14 @@ def _simulate_linear(model: filtering.LinearGaussianModel) -> Any:
     return filtering.simulate_linear_gaussian(_key(0), model, 3)
 
 
+def _with_symmetric_covariances(args: Any, tangents: Any) -> Any:
+    """Other matrices are none."""
+    model, *rest = tangents
+    names = ("initial_covariance", "transition_covariance", "observation_covariance")
+    symmetric = {name: (getattr(model, name) + getattr(model, name).T) / 2 for name in names}
+    return (model.replace(**symmetric), *rest)
+
+
 _CLOUD = {
     ".particles": 1, ".mean": 1, ".log_evidence": Shift(-4), ".log_evidence_increment": Shift(-1),
 }  # fmt: skip
@@ -221,18 +229,21 @@ FILTERING_ROWS = [
     Row(
         "filtering.kalman_filter",
         of(filtering.kalman_filter, _linear, lambda d: matrix(d, 4, 1)),
+        smooth=_with_symmetric_covariances,
         heavy=True,
         scaling=law(_KALMAN_UNITS, 1, result=_KALMAN | _FILTERED),
     ),
     Row(
         "filtering.kalman_smoother",
         of(filtering.kalman_smoother, _linear, lambda d: matrix(d, 4, 1)),
+        smooth=_with_symmetric_covariances,
         heavy=True,
         scaling=law(_KALMAN_UNITS, 1, result=_KALMAN | {".cross_covariances": 2}),
     ),
     Row(
         "filtering.simulate_linear_gaussian",
         of(_simulate_linear, _linear),
+        smooth=_with_symmetric_covariances,
         heavy=True,
         scaling=law(_KALMAN_UNITS, result=1),
     ),

@@ -89,6 +89,8 @@ class Row:
     """The same for derivatives, where it is above ten times that of values."""
     difference_tolerance: float = 1e-5
     """How far second derivatives may be from differences, where a derivative is itself an approximation."""
+    constants: tuple[str, ...] = ()
+    """Parts of the paths of leaves that are constants for derivatives, as the docstring says."""
     smooth: Callable[[Any, Any], Any] = lambda args, tangents: tangents
     """From arguments and tangents to directions in which the function is smooth, where it is not in all."""
     order: int | None = 2

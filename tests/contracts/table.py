@@ -228,6 +228,8 @@ ROWS = [
         differentiable="the vectors are constants for the first derivative, so the second raises",
         order=1,
         rounding=("_error_bounds", ".asymmetry"),
+        constants=("_vectors", "_bound"),
+        smooth=lambda args, tangents: (tangents[0] + tangents[0].T,),
         scaling=law(
             1,
             result={
@@ -467,6 +469,7 @@ ROWS = [
         "first_order.hessian_spectrum",
         of(_hessian_spectrum, number(0.3), _curvatures),
         rounding=(".asymmetry",),
+        constants=("_bound",),
         scaling=law(1, 0, result=_SPECTRUM),
     ),
     Row(
@@ -540,6 +543,7 @@ LARGER = [
         "first_order.hessian_spectrum",
         of(_lanczos_spectrum, number(0.3), _curvatures),
         "mu and L have a first derivative, as the row of linalg.extreme_eigenvalues shows",
+        constants=(".eigenvalues", ".weights", "_bound"),
         order=1,
         heavy=True,
         rounding=(".asymmetry",),
@@ -563,6 +567,7 @@ LARGER = [
         "first_order.stability_limit",
         of(first_order.stability_limit, lambda d: _method(d, 3)),
         "the implicit function theorem to first order",
+        smooth=_of_step_only,
         heavy=True,
         order=1,
         scaling=law(_RATE, result=1) + law(_STATE, result=0),
