@@ -127,7 +127,7 @@ def float_dtype(function: str, dtype: Any, *, real: bool = True) -> Any:
     found = None
     if isinstance(dtype, type | np.dtype | str):
         with contextlib.suppress(TypeError):
-            found = jnp.result_type(np.dtype(dtype))
+            found = jax.dtypes.canonicalize_dtype(dtype)
     if found is None:
         got = repr(dtype) if isinstance(dtype, str) else f"a {type(dtype).__name__}"
         refuse(function, "dtype", got, "a floating dtype", "pass jnp.float32 or jnp.float64", error=TypeError)
@@ -199,7 +199,7 @@ def check_number(
     if is_number(value) and not (math.isfinite(value) and condition(float(value))):
         refuse(function, argument, repr(value), expected, remedy)
     if scalar and np.iscomplexobj(value):
-        refuse(function, argument, "complex", expected, remedy, error=TypeError)
+        refuse(function, argument, f"of dtype {jnp.result_type(value)}", expected, remedy, error=TypeError)
     if scalar and np.shape(value) != ():
         refuse(function, argument, f"of shape {np.shape(value)}", f"a scalar {expected}", "use jax.vmap for several")
 
@@ -243,7 +243,7 @@ def check_axis(function: str, argument: str, axis: Any, ndim: int) -> None:
     """Refuse what is no axis of an array of `ndim` axes."""
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer) or axis not in range(-ndim, ndim):
         got = repr(axis) if is_number(axis) else f"a {type(axis).__name__}"
-        choices = f"an int from {-ndim} to {ndim - 1}" if ndim else "an axis of an array that has one"
+        choices = ", ".join(map(repr, range(-ndim, ndim))) or "an axis of an array that has one"
         refuse(function, argument, got, choices, "see its docstring")
 
 
@@ -277,8 +277,8 @@ def check_list(function: str, argument: str, value: Any, one: str) -> None:
     """Refuse what is no sequence of at least one; `one` says of what, and how many."""
     is_array = isinstance(value, np.ndarray | jax.Array) and value.ndim > 0
     if isinstance(value, str) or not (is_array or isinstance(value, Sequence)):
-        got = f"a {type(value).__name__}"
-        refuse(function, argument, got, f"a list of {one}", "put it into a list", error=TypeError)
+        got = repr(value) if is_number(value) else f"a {type(value).__name__}"
+        refuse(function, argument, got, f"a sequence: {one}", "put it into a list", error=TypeError)
     if len(value) == 0:
         refuse(function, argument, "empty", "at least one", f"give {one}")
 

@@ -291,7 +291,6 @@ def _tree_of_arrays(name: str, tree: Any) -> Any:
             arguments.refuse(name, "observations", got, expected, remedy, error=TypeError)
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             arguments.refuse(name, "observations", "with a key", expected, remedy, error=TypeError)
-        arguments.check_real(name, "observations", array)
         return array
 
     def is_leaf(part: Any) -> bool:
@@ -300,7 +299,8 @@ def _tree_of_arrays(name: str, tree: Any) -> Any:
         return part is None or (is_array and len(leaves) > 0)
 
     if not jax.tree.leaves(tree, is_leaf=is_leaf):
-        arguments.refuse(name, "observations", "a tree without leaves", "numbers or arrays", "NaN is missing")
+        got = "with leaves of shapes []"
+        arguments.refuse(name, "observations", got, "leaves of numbers", "NaN is missing")
     return jax.tree.map(convert, tree, is_leaf=is_leaf)
 
 

@@ -329,10 +329,10 @@ def check_curvatures(function: str, mu: object, L: object, *, positive: bool = T
     remedy = (
         "a strongly convex function has mu > 0: add l2 regularization" if positive else "negative curvature has no rate"
     )
-    arguments.check_number(
-        function, "mu", mu, f"a finite number {bound}", lambda mu: mu > 0 or (mu == 0 and not positive), remedy
-    )
-    arguments.check_number(function, "L", L, "a finite number > 0", lambda L: L > 0, "pass the largest curvature")
+    in_range = lambda mu: mu > 0 or (mu == 0 and not positive)
+    check = partial(arguments.check_number, function, scalar=False)  # arrays are looked at where they are converted
+    check("mu", mu, f"a finite number {bound}", in_range, remedy)
+    check("L", L, "a finite number > 0", lambda L: L > 0, "pass the largest curvature")
     if arguments.is_number(mu) and arguments.is_number(L) and mu > L:
         arguments.refuse(
             function, "mu", f"{mu!r} > L = {L!r}", "mu <= L", "mu is the smallest curvature, L the largest"

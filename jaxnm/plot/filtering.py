@@ -360,7 +360,8 @@ def filter_traces(result: FilterResult, *, ess_threshold: float | None = None) -
     if not isinstance(result, FilterResult):
         got = f"of type {type(result).__name__}"
         arguments.refuse(name, "result", got, "FilterResult", "use particle_filter(...)", error=TypeError)
-    arguments.check_number(name, "ess_threshold", ess_threshold, "in [0, 1]", lambda x: 0 <= x <= 1, "try 0.5")
+    if ess_threshold is not None:
+        arguments.check_number(name, "ess_threshold", ess_threshold, "in [0, 1]", lambda x: 0 <= x <= 1, "try 0.5")
     size, increments = (np.asarray(x, float) for x in (result.effective_sample_size, result.log_evidence_increments))
     if size.ndim != 1:
         remedy = "take one: jax.tree.map(lambda leaf: leaf[0], result)"
@@ -447,7 +448,8 @@ def error_curves(
         arguments.refuse(name, "errors", "empty", "at least one name", "pass {name: errors}")
     if len(quantiles) != 2 or not 0 <= quantiles[0] <= quantiles[1] <= 1:
         arguments.refuse(name, "quantiles", repr(quantiles), "0 <= lower <= upper <= 1", "try (0.25, 0.75)")
-    arguments.check_number(name, "threshold", threshold, "> 0", lambda x: x > 0, "try 0.5")
+    if threshold is not None:
+        arguments.check_number(name, "threshold", threshold, "> 0", lambda x: x > 0, "try 0.5")
     arrays = {
         key: _finite(name, f"errors[{key!r}]", one, "[n, T] with n, T >= 1", lambda s: len(s) == 2)
         for key, one in several.items()

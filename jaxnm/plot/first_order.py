@@ -164,9 +164,9 @@ def spectral_density(spectrum: Spectrum, *, width: float | None = None, ax: Axes
     mu, L = float(spectrum.mu), float(spectrum.L)
     if not np.isfinite([mu, L]).all():
         arguments.refuse("spectral_density", "spectrum", "not finite", "finite curvatures", "see its status")
-    arguments.check_number(
-        "spectral_density", "width", width, "> 0", lambda value: value > 0, "try a hundredth of L - mu"
-    )
+    if width is not None:
+        remedy = "try a hundredth of L - mu"
+        arguments.check_number("spectral_density", "width", width, "> 0", lambda value: value > 0, remedy)
     ax = ax or _axes()
     spread = max(L - mu, 1e-3 * abs(L), np.finfo(float).tiny)
     width = spread / 100 if width is None else float(width)

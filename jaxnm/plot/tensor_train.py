@@ -95,7 +95,8 @@ def singular_values(tt: TT, *, threshold: float | None = None, ax: Axes | None =
     """
     name = "singular_values"
     _check_bonds(name, "tt", tt)
-    arguments.check_number(name, "threshold", threshold, "> 0", lambda x: x > 0, "try 1e-6")
+    if threshold is not None:
+        arguments.check_number(name, "threshold", threshold, "> 0", lambda x: x > 0, "try 1e-6")
     values, ranks = np.asarray(bond_spectra(tt), float), np.asarray(tt.ranks)[1:-1]
     if not np.isfinite(values).all():
         arguments.refuse(name, "tt", "with numbers that are not finite", "finite cores", "see the status it came with")
@@ -236,7 +237,8 @@ def convergence(
         arguments.refuse(name, "results", "empty", "at least one name", "pass {name: result}")
     if len(quantiles) != 2 or not 0 <= quantiles[0] <= quantiles[1] <= 1:
         arguments.refuse(name, "quantiles", repr(quantiles), "0 <= lower <= upper <= 1", "try (0.25, 0.75)")
-    arguments.check_number(name, "optimum", optimum, "finite", lambda x: True, "leave it out if it is not known")
+    if optimum is not None:
+        arguments.check_number(name, "optimum", optimum, "finite", lambda x: True, "leave it out if it is not known")
     if gap and optimum is None:
         arguments.refuse(name, "optimum", "None", "a number where gap is True", "give the proven optimum")
     zero = optimum if gap else None

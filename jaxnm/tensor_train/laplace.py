@@ -216,7 +216,7 @@ def _checked(
         arguments.refuse(name, "eps", repr(eps), "a Python number between 0 and 1", "it is static")
     if condition is not None and not (arguments.is_number(condition) and 1 <= condition < math.inf):
         arguments.refuse(name, "condition", repr(condition), "a Python number >= 1", "it is static")
-    arguments.check_number(name, "spacing", spacing, "> 0", lambda value: value > 0, "it is a distance")
+    arguments.check_number(name, "spacing", spacing, "> 0", lambda h: h > 0, "it is a distance", scalar=False)
     blocks = []
     if matrices is None:
         condition = max(1 / math.tan(math.pi / (2 * n + 2)) ** 2, 1) if condition is None else condition

@@ -169,6 +169,9 @@ def to_cores(tt: TT) -> list[Inexact[Array, "r n r'"]]:
 
 def checked_shape(function: str, shape: Sequence[int]) -> tuple[int, ...]:
     """The mode sizes as a tuple of Python integers, at least one of them and none below one."""
+    if arguments.is_number(shape):
+        remedy = "pass (n,) * d"
+        arguments.refuse(function, "shape", repr(shape), "a sequence of d >= 1 mode sizes", remedy)
     arguments.check_list(function, "shape", shape, "one size a mode")
     for k, size in enumerate(shape):
         arguments.check_count(function, f"shape[{k}]", size, minimum=1)

@@ -64,7 +64,7 @@ def test_both_refuse(optimizer, changes, error, words):
         (lambda: protes(_f, _shape, key=_key, budget=5000, learning_rate=-1.0), ValueError, "learning_rate is -1"),
         (lambda: protes(_f, _shape, key=_key, budget=5000, initial=_three), ValueError, r"initial is of shape \(3, 3"),
         (lambda: protes(_f, _shape, key=_key, budget=5000, initial=1.0), TypeError, "expected a TT"),
-        (lambda: _hybrid([]), ValueError, "shape is empty"),
+        (lambda: _hybrid([]), ValueError, "grids is empty"),
         (lambda: _hybrid([jnp.ones((2, 2))]), ValueError, r"grids\[0\] is of shape"),
         (lambda: _hybrid([jnp.ones(3)], descents=101), ValueError, "descents is 101"),
         (lambda: _hybrid([jnp.ones(3)], budget=150), ValueError, "budget is 150, expected at least 205"),

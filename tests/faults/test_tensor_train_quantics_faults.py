@@ -23,7 +23,6 @@ _index = jnp.zeros((1, 2), jnp.int32)
     [
         # digits
         (partial(qt.encode, 0.5, 4), TypeError, "encode: indices is of dtype float64, expected integers"),
-        (partial(qt.encode, [1, 2], 4), TypeError, "encode: indices is a list, expected an array"),
         (partial(qt.encode, 1, 0), ValueError, "encode: bits is 0, expected an int >= 1"),
         (partial(qt.encode, 1, 2.0), TypeError, "encode: bits is of type float"),
         (partial(qt.decode, jnp.zeros(32, jnp.int32)), ValueError, r"decode: digits is of shape \(32,\).*; see points"),
@@ -48,7 +47,7 @@ _index = jnp.zeros((1, 2), jnp.int32)
         (partial(qt.interpolant, lambda x: 1, 3, degree=2), TypeError, "what f returns is"),
         (partial(qt.step, 0.5, 3), TypeError, "step: first is of dtype float64, expected integers"),
         (partial(qt.step, jnp.arange(2), 3), ValueError, r"step: first is of shape \(2,\), expected a scalar"),
-        (partial(qt.step, 1, 3, dtype=jnp.int32), TypeError, "step: dtype is int32, expected a floating one"),
+        (partial(qt.step, 1, 3, dtype=jnp.int32), TypeError, "step: dtype is of dtype int32, expected a floating"),
         (partial(qt.delta, True, 3), TypeError, "delta: index is of dtype bool"),
         (partial(qt.reverse_bits, jnp.ones(3)), TypeError, "reverse_bits: tt is of type"),
         # operators
@@ -127,4 +126,5 @@ def test_one_mode_and_one_bit_work():
         jnp.exp(log_prob(vector, jnp.arange(3)[:, None], kind="square")), np.array([1, 16, 4]) / 21
     )
     assert qt.encode(1, 1).tolist() == [1]
+    assert qt.encode([1, 2], 2).tolist() == [[0, 1], [1, 0]]
     assert qt.fourier(1).ranks.tolist() == qt.laplacian(1).ranks.tolist() == [1, 1]

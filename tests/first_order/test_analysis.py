@@ -116,6 +116,19 @@ def test_grids_are_differentiable():
     np.testing.assert_allclose(jax.jit(jax.grad(best))(jnp.array([0.5, 1.9])), [-0.1, 1.0], rtol=1e-12)
 
 
+def test_the_transient_peak_is_differentiated_with_the_units_of_its_states():
+    """Those of momentum follow the learning rate; the derivative by the rate was 4.22 where it is -.619."""
+    peak = jax.jit(
+        lambda rate: analyze_learning_rates(
+            lambda rate: optax.sgd(rate, momentum=0.5), rate[None], jnp.array([0.1, 0.5, 1.0])
+        ).transient_peak[0]
+    )
+    for rate in (0.13, 0.45, 0.9):
+        rate, h = jnp.array(rate), 1e-5
+        difference = (peak(rate + h) - peak(rate - h)) / (2 * h)
+        np.testing.assert_allclose(jax.grad(peak)(rate), difference, rtol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("method", "spectrum", "error", "message"),
     [
