@@ -221,7 +221,7 @@ def check_flag(function: str, argument: str, value: Any) -> None:
 def check_callable(function: str, argument: str, value: Any, remedy: str) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
-        refuse(function, argument, f"a {type(value).__name__}", "a function", remedy, error=TypeError)
+        refuse(function, argument, f"of type {type(value).__name__}", "a function", remedy, error=TypeError)
 
 
 def check_count(function: str, argument: str, value: Any, *, minimum: int = 0) -> None:

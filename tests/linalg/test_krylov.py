@@ -266,7 +266,7 @@ def test_closing_over_a_tracer_leaks_nothing(solver):
 @pytest.mark.parametrize("what", ["operator", "preconditioner"])
 def test_a_matrix_is_no_operator(what):
     options = {"operator": lambda v: v, "right": jnp.ones(3)} | {what: jnp.eye(3)}
-    with pytest.raises(TypeError, match=f"minres: {what} is a .*expected a function"):
+    with pytest.raises(TypeError, match=f"minres: {what} is of type .*expected a function"):
         minres(options.pop("operator"), options.pop("right"), **options)
 
 
