@@ -80,10 +80,11 @@ def permeability(
     if cells is None:
         arguments.refuse("permeability", "solid", "None", "a mask, or inverse_permeability", "pass one of them")
     name = "solid" if solid is not None else "inverse_permeability"
-    if not arguments.is_numeric(cells) or jnp.ndim(cells) not in (2, 3):
-        got = f"of shape {jnp.shape(cells)}" if arguments.is_numeric(cells) else f"a {type(cells).__name__}"
+    numeric = arguments.is_numeric(cells) or isinstance(cells, list)
+    if not numeric or np.ndim(cells) not in (2, 3):
+        got = f"of shape {np.shape(cells)}" if numeric else f"a {type(cells).__name__}"
         arguments.refuse("permeability", name, got, "an array in two or three dimensions", "pass a picture of the cell")
-    shape = jnp.shape(cells)
+    shape = np.shape(cells)
     several: Any = spacing
     for size in several if isinstance(several, tuple | list) else (several,):
         arguments.check_number("permeability", "spacing", size, "> 0", lambda h: h > 0, "it is a length", scalar=False)

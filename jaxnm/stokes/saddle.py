@@ -247,10 +247,8 @@ def _measured(
     into, back = units.powers(dtype, -exponent, exponent)
     right = units.times(right, into)
     force, mass = _sizes(right)
-    largest, spacing = (
-        jnp.maximum(force, mass),
-        jnp.stack([jnp.asarray(h).astype(dtype) for h in operators.grid.spacing]),
-    )
+    largest = jnp.maximum(force, mass)
+    spacing = jnp.stack([jnp.asarray(h).astype(dtype) for h in operators.grid.spacing])
     rounding = _ROUNDING * jnp.finfo(dtype).eps
     size_of_a, size_of_b = jnp.sum(4 / spacing**2), jnp.sum(2 / spacing)
     mobility = _mobility(operators, dtype)
