@@ -88,12 +88,12 @@ def sharded_particle_filter(
     Raises:
       ValueError: as `particle_filter`, and no such axis, an N that is no multiple of D or below D^2.
       TypeError: a key that is not typed, a model or a mesh that is none.
-      A batch of symbolic size cannot be exported: JAX does not lower its collectives.
 
     Status:
       As `particle_filter`, the same on all devices. DEGENERATE only where no particle of any device could explain an
       observation. A group all of whose particles died has weight zero until the next exchange.
 
+    A batch of symbolic size cannot be exported, as JAX does not lower the collectives.
     Cost: O(N / D) a step and device. A step without exchange sends one number a device; means and all else that it
     tells are added up once, after the last. An exchange sends (1 - 1 / D) of its particles and log-weights from every
     device: N / D times the bytes of both. It is the rarer the larger the groups are, whose weights drift apart with
