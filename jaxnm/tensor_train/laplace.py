@@ -135,8 +135,7 @@ def laplace_inverse_factors(
       True
     """
     name = "laplace_inverse_factors"
-    if len(rows) == 0:
-        arguments.refuse(name, "rows", "empty", "at least one", "give one row a mode")
+    arguments.check_list(name, "rows", rows, "one row a mode")
     arrays = arguments.to_arrays(name, **{f"rows[{k}]": row for k, row in enumerate(rows)})
     for k, array in enumerate(arrays):
         condition_of = lambda shape: len(shape) == 1 and shape[0] > 0
